@@ -1,0 +1,54 @@
+package pgxtenant
+
+import (
+	"errors"
+	"fmt"
+)
+
+var (
+	// ErrNoTenant means the context carries no tenant. Nothing was sent to the server.
+	ErrNoTenant = errors.New("pgxtenant: no tenant in the context; use WithTenant or WithTenantID, or WithoutTenant to run as none")
+
+	// ErrInvalidTenantID means an ID that ValidateID refuses. Nothing was sent to the server.
+	ErrInvalidTenantID = errors.New("pgxtenant: invalid tenant ID")
+
+	// ErrInvalidTenant means a Tenant whose fields contradict each other or cannot be bound, such as a
+	// database tenant without a connection string. Nothing was sent to the server.
+	ErrInvalidTenant = errors.New("pgxtenant: invalid tenant")
+
+	// ErrTenantNotFound means Config.Directory knows no such tenant. A Directory returns it, or an error
+	// that wraps it.
+	ErrTenantNotFound = errors.New("pgxtenant: tenant not found")
+
+	// ErrTenantSuspended means the tenant's status does not allow it to be served. Nothing was sent to
+	// the server.
+	ErrTenantSuspended = errors.New("pgxtenant: tenant suspended")
+
+	// ErrWrongTenant means a connection or pool of one tenant was about to serve another: an isolated
+	// pool was used under another tenant's context, or its database carries another tenant's mark.
+	// Nothing was run.
+	ErrWrongTenant = errors.New("pgxtenant: wrong tenant")
+
+	// ErrPoolsBusy means Config.MaxPools isolated pools are open and each is in use. Nothing was sent to
+	// the server, so a retry is safe.
+	ErrPoolsBusy = errors.New("pgxtenant: every isolated pool is in use")
+
+	// ErrClosed means the TenantDB has been closed.
+	ErrClosed = errors.New("pgxtenant: closed")
+
+	// ErrUnbound means that a statement reached a connection that no checkout had bound, or one in a form
+	// that cannot be bound. It was not sent, and the connection was closed.
+	ErrUnbound = errors.New("pgxtenant: statement on a connection that is not bound to a tenant")
+)
+
+// TenantError is the failure of one step for one tenant. Reach it with errors.As, and its cause with
+// errors.Is.
+type TenantError struct {
+	Tenant string // tenant ID as the caller gave it
+	Op     string // step that failed: "look up", "check", "open pool", "acquire"
+	Err    error  // cause, never nil
+}
+
+func (e *TenantError) Error() string { return fmt.Sprintf("tenant %q: %s: %v", e.Tenant, e.Op, e.Err) }
+
+func (e *TenantError) Unwrap() error { return e.Err }

@@ -1,0 +1,9 @@
+package pgxtenant
+
+import (
+	"testing"
+
+	"github.com/pgxtenant/pgxtenant/internal/pgtest"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }

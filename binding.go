@@ -1,0 +1,366 @@
+package pgxtenant
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// DefaultSetting is the run-time parameter that carries the tenant's ID to the server, and that
+// policies compare with the tenant column.
+const DefaultSetting = "app.current_tenant_id"
+
+// DefaultSharedSchemas follow a schema tenant's own schema in its search_path.
+var DefaultSharedSchemas = []string{"public"}
+
+// binder makes bindings and installs them on pools. It is immutable and safe for concurrent use.
+type binder struct {
+	setting       string
+	sharedSchemas []string
+	strict        bool
+	none          *binding
+	shapes        [2 * maxShapes]atomic.Pointer[shape]
+}
+
+// binderOptions are the parts of a Config that a binding depends on.
+type binderOptions struct {
+	setting       string   // "" is DefaultSetting
+	sharedSchemas []string // nil is DefaultSharedSchemas
+	strict        bool     // clean the session at every change of tenant
+}
+
+func newBinder(o binderOptions) (*binder, error) {
+	if o.setting == "" {
+		o.setting = DefaultSetting
+	}
+	if o.sharedSchemas == nil {
+		o.sharedSchemas = DefaultSharedSchemas
+	}
+	var errs []error
+	// The server folds names to lower case when it compares them, and takes one without a dot for its own.
+	if _, name, ok := strings.Cut(o.setting, "."); !ok || name == "" || !validSettingName(o.setting) {
+		errs = append(errs, fmt.Errorf("pgxtenant: the tenant setting is %q; want a name of the form prefix.name, of letters, digits and _", clip(o.setting)))
+	}
+	for _, s := range o.sharedSchemas {
+		if err := validSchema(s); err != nil {
+			errs = append(errs, fmt.Errorf("pgxtenant: shared schema %q: %w", clip(s), err))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	b := &binder{setting: o.setting, sharedSchemas: slices.Clone(o.sharedSchemas), strict: o.strict}
+	b.none = b.encode(Tenant{})
+	return b, nil
+}
+
+// binding is what makes a statement run as one tenant: messages and text that set the tenant's
+// settings for the length of a transaction. It is encoded once per tenant value and immutable.
+type binding struct {
+	tenant Tenant
+	binder *binder
+
+	// For the extended protocol: Bind and Execute of shape's prepared statement.
+	shape *shape
+	exec  []byte
+
+	// For the simple protocol: the same as text, which the server must parse each time.
+	text string
+}
+
+// shape is the prepared statement that all tenants with as many settings share, so that what the server
+// sees does not vary by tenant. It is named, so that the caller's unnamed statement survives.
+type shape struct {
+	prepare []byte // Close and Parse; see appendPrepare
+	name    string
+	bit     uint64 // of wireConn.prepared; 0 for a shape too rare to be kept prepared
+}
+
+// maxShapes is how many settings beyond the tenant's own are still kept prepared.
+const maxShapes = 16
+
+// without returns the binding of a context made by WithoutTenant.
+func (b *binder) without() *binding { return b.none }
+
+// bind returns the binding of t, which may come from c. It checks everything about t but its status.
+func (b *binder) bind(c *tenantContext, t *Tenant) (*binding, error) {
+	if c != nil {
+		if bd := c.bound.Load(); bd != nil && bd.binder == b && (t == &c.tenant || bd.tenant.equal(t)) {
+			return bd, nil
+		}
+	}
+	if err := b.validate(t); err != nil {
+		return nil, err
+	}
+	bd := b.encode(*t)
+	if c != nil {
+		c.bound.Store(bd)
+	}
+	return bd, nil
+}
+
+// validate reports whether t can be bound.
+func (b *binder) validate(t *Tenant) error {
+	if err := ValidateID(t.ID); err != nil {
+		return err
+	}
+	var errs []error
+	fail := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%w: "+format, append([]any{ErrInvalidTenant}, args...)...))
+	}
+	switch t.Isolation {
+	case IsolationRow, IsolationDatabase:
+		if t.Schema != "" {
+			fail("it has a Schema but %v isolation", t.Isolation)
+		}
+	case IsolationSchema:
+		if err := validSchema(t.schema()); err != nil {
+			fail("Schema %q: %w", clip(t.Schema), err)
+		} else if slices.Contains(b.sharedSchemas, t.schema()) {
+			fail("Schema %q is shared by all tenants", t.Schema)
+		}
+	default:
+		fail("unknown isolation %v", t.Isolation)
+	}
+	if (t.ConnString != "") != (t.Isolation == IsolationDatabase) {
+		if t.ConnString == "" {
+			fail("it has database isolation but no ConnString")
+		} else {
+			fail("it has a ConnString but %v isolation", t.Isolation)
+		}
+	}
+	for name, value := range t.Settings {
+		switch {
+		case !validSettingName(name):
+			fail("setting %q is not a name of letters, digits and _, with one dot at most", clip(name))
+		case strings.EqualFold(name, b.setting), strings.EqualFold(name, "search_path"):
+			fail("setting %q is bound by the package itself", name)
+		case strings.IndexByte(value, 0) >= 0 || !utf8.ValidString(value):
+			fail("the value of setting %q has a NUL byte or is not UTF-8", name)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// encode builds the binding of a tenant that has been validated. The zero Tenant binds the empty string.
+func (b *binder) encode(t Tenant) *binding {
+	params := make([]string, 0, 8)
+	params = append(params, t.ID)
+	if t.Isolation == IsolationSchema {
+		schema := t.schema()
+		params = append(params, schema, searchPath(schema, b.sharedSchemas), `"the role may not use schema `+schema)
+	}
+	for _, name := range slices.Sorted(maps.Keys(t.Settings)) {
+		params = append(params, name, t.Settings[name])
+	}
+
+	s := b.shape(t.Isolation == IsolationSchema, len(t.Settings))
+	next := 0
+	text := b.statement(t.Isolation == IsolationSchema, len(t.Settings), func() string {
+		next++
+		return literal(params[next-1])
+	})
+	return &binding{tenant: t, binder: b, shape: s, exec: appendExecute(nil, s.name, params...), text: text + ";"}
+}
+
+// statement writes the SQL of a binding, calling param for each of its values in turn. Functions are
+// qualified, since the session's search_path is not to be trusted here.
+func (b *binder) statement(schema bool, settings int, param func() string) string {
+	var sb strings.Builder
+	sb.WriteString("select pg_catalog.set_config(" + literal(b.setting) + "," + param() + ",true)")
+	if schema {
+		// A schema that is missing, or that the role may not use, is skipped in silence when names are
+		// looked up, and they would be found in a shared schema instead. So the binding itself fails:
+		// has_schema_privilege raises 3F000 for the one, and for the other search_path is given a value
+		// with an open quote, which it refuses and which says why.
+		sb.WriteString(",pg_catalog.set_config('search_path',case when pg_catalog.has_schema_privilege(" + param() +
+			"::text,'usage') then " + param() + "::text else " + param() + " end,true)")
+	}
+	for range settings {
+		sb.WriteString(",pg_catalog.set_config(" + param() + "," + param() + ",true)")
+	}
+	return sb.String()
+}
+
+// shape returns the prepared statement for so many settings, made on first use.
+func (b *binder) shape(schema bool, settings int) *shape {
+	s := &shape{name: "pgxtenant_row"}
+	i := settings
+	if schema {
+		s.name, i = "pgxtenant_schema", maxShapes+settings
+	}
+	if settings < maxShapes {
+		if kept := b.shapes[i].Load(); kept != nil {
+			return kept
+		}
+		s.bit = 1 << i
+	}
+	if settings > 0 {
+		s.name += "_" + strconv.Itoa(settings)
+	}
+	n := 0
+	s.prepare = appendPrepare(nil, s.name, b.statement(schema, settings, func() string {
+		n++
+		return "$" + strconv.Itoa(n)
+	}))
+	if s.bit != 0 {
+		b.shapes[i].Store(s) // another goroutine's is the same
+	}
+	return s
+}
+
+// searchPath is the search_path of a schema tenant: its own schema, the shared ones, and the temporary
+// schema last, since it would otherwise be searched before all others.
+func searchPath(schema string, shared []string) string {
+	var sb strings.Builder
+	for _, s := range append([]string{schema}, shared...) {
+		sb.WriteString(pgx.Identifier{s}.Sanitize())
+		sb.WriteString(", ")
+	}
+	sb.WriteString("pg_temp")
+	return sb.String()
+}
+
+// validSchema refuses names that search_path would not take for the one schema they name.
+func validSchema(name string) error {
+	switch {
+	case name == "":
+		return errors.New("it is empty")
+	case len(name) > maxNameLen:
+		return fmt.Errorf("it has %d bytes, more than the server keeps (%d)", len(name), maxNameLen)
+	case strings.IndexByte(name, 0) >= 0 || !utf8.ValidString(name):
+		return errors.New("it has a NUL byte or is not UTF-8")
+	case name == "$user":
+		return errors.New("the server replaces it by the role's name, even in quotes")
+	case strings.HasPrefix(strings.ToLower(name), "pg_"), strings.EqualFold(name, "information_schema"):
+		return errors.New("it is the server's own")
+	}
+	return nil
+}
+
+// validSettingName reports whether name is one or two identifiers joined by a dot.
+func validSettingName(name string) bool {
+	if len(name) > maxNameLen {
+		return false
+	}
+	for part := range strings.SplitSeq(name, ".") {
+		for i := range len(part) {
+			c := part[i]
+			if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || c == '_' || i > 0 && '0' <= c && c <= '9') {
+				return false
+			}
+		}
+		if part == "" {
+			return false
+		}
+	}
+	return strings.Count(name, ".") <= 1
+}
+
+// literal quotes s in the one form that reads the same whatever standard_conforming_strings says.
+func literal(s string) string {
+	s = strings.ReplaceAll(s, "'", "''")
+	if strings.Contains(s, `\`) {
+		return "E'" + strings.ReplaceAll(s, `\`, `\\`) + "'"
+	}
+	return "'" + s + "'"
+}
+
+// clip shortens text from outside for an error message.
+func clip(s string) string {
+	const most = 80
+	if len(s) <= most {
+		return s
+	}
+	return s[:most] + "…"
+}
+
+// The messages of the extended protocol that a binding is made of. Each begins with its type and the
+// length of what follows; strings end with a zero byte.
+
+func appendMessage(dst []byte, typ byte, body func([]byte) []byte) []byte {
+	dst = append(dst, typ, 0, 0, 0, 0)
+	start := len(dst) - 4
+	dst = body(dst)
+	binary.BigEndian.PutUint32(dst[start:], uint32(len(dst)-start))
+	return dst
+}
+
+func appendCString(dst []byte, s string) []byte { return append(append(dst, s...), 0) }
+
+// appendPrepare makes statement name anew, whether or not it exists: closing one that does not is no
+// error, which makes the pair right on any server connection that a pooler may choose.
+func appendPrepare(dst []byte, name, sql string) []byte {
+	dst = appendMessage(dst, 'C', func(d []byte) []byte { return appendCString(append(d, 'S'), name) })
+	return appendMessage(dst, 'P', func(d []byte) []byte {
+		return append(appendCString(appendCString(d, name), sql), 0, 0)
+	})
+}
+
+// appendExecute binds statement name to the unnamed portal, with text parameters, and executes it. No
+// portal of the caller's is alive where it is put: at the start of a transaction.
+func appendExecute(dst []byte, name string, params ...string) []byte {
+	dst = appendMessage(dst, 'B', func(d []byte) []byte {
+		d = appendCString(append(d, 0), name)
+		d = append(d, 0, 0) // all parameters are text
+		d = binary.BigEndian.AppendUint16(d, uint16(len(params)))
+		for _, p := range params {
+			d = binary.BigEndian.AppendUint32(d, uint32(len(p)))
+			d = append(d, p...)
+		}
+		return append(d, 0, 0)
+	})
+	return append(dst, 'E', 0, 0, 0, 9, 0, 0, 0, 0, 0)
+}
+
+// Bind makes every statement on the pools made from config run as the tenant of the context it was
+// checked out under, and refuses to check out without one. It is the binding of a TenantDB alone, for a
+// caller that makes its own pool: row and schema tenants are served, a database tenant is refused with
+// ErrInvalidTenant, and without a directory an ID stands for an active row tenant. setting names the
+// run-time parameter that policies read; empty means DefaultSetting.
+//
+// Hooks that config already has are kept: AfterNetConnect runs before the binding's own, PrepareConn or
+// BeforeAcquire after it, AfterConnect before any tenant is bound. Bind changes config, which must come
+// from pgxpool.ParseConfig, and must be called once, before the pool is made.
+func Bind(config *pgxpool.Config, setting string) error {
+	if config == nil || config.ConnConfig == nil {
+		return errors.New("pgxtenant: Bind: config must come from pgxpool.ParseConfig")
+	}
+	b, err := newBinder(binderOptions{setting: setting})
+	if err != nil {
+		return err
+	}
+	b.install(config, b.resolve)
+	return nil
+}
+
+// resolve returns the binding of ctx's tenant for a pool that knows no directory.
+func (b *binder) resolve(ctx context.Context) (*binding, error) {
+	c := carried(ctx)
+	switch {
+	case c == nil:
+		return nil, ErrNoTenant
+	case c.kind == kindWithout:
+		return b.without(), nil
+	case c.tenant.Isolation == IsolationDatabase:
+		return nil, &TenantError{clip(c.tenant.ID), "acquire", fmt.Errorf("%w: it has a database of its own; use a TenantDB", ErrInvalidTenant)}
+	}
+	bd, err := b.bind(c, &c.tenant)
+	if err == nil {
+		err = check(&c.tenant)
+	}
+	if err != nil {
+		return nil, &TenantError{clip(c.tenant.ID), "acquire", err}
+	}
+	return bd, nil
+}

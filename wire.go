@@ -51,7 +51,7 @@ type wireConn struct {
 	escapes  bool     // standard_conforming_strings is off
 
 	// Statements that are more than ordinary, by the name they were prepared under, and portals that
-	// hold transaction commands: one may be executed long after it was bound.
+	// hold transaction commands, which may be executed long after they were bound.
 	statements map[string]statementInfo
 	portals    map[string]struct{}
 

@@ -31,13 +31,21 @@ func FuzzWire(f *testing.F) {
 		bound, server := play(t, messages, cuts, true)
 		for _, ran := range server.ran {
 			if ran.tenant != "t1" {
-				t.Fatalf("%q ran as %q in %v", ran.sql, ran.tenant, messages)
+				t.Fatalf("%q ran as %q in\n%s", ran.sql, ran.tenant, describe(messages))
 			}
 		}
 		if !bytes.Equal(plain, bound) {
-			t.Fatalf("the caller gets\n%q, without the binding\n%q\nof %v", bound, plain, messages)
+			t.Fatalf("the caller gets\n%q, without the binding\n%q\nof\n%s", bound, plain, describe(messages))
 		}
 	})
+}
+
+func describe(messages []pgproto3.FrontendMessage) string {
+	var sb strings.Builder
+	for _, m := range messages {
+		fmt.Fprintf(&sb, "%T%+v\n", m, m)
+	}
+	return sb.String()
 }
 
 var fuzzTexts = []string{

@@ -248,6 +248,9 @@ func (w *wireConn) replyReady(s *segment, status byte) error {
 			w.stale &^= w.cleaned
 		}
 		w.cleaned = 0
+		if len(w.portals) > 0 && w.inFlight.len() == 1 {
+			clear(w.portals)
+		}
 	}
 	if s.control {
 		w.controls--
@@ -272,6 +275,10 @@ func (w *wireConn) replyDiagnostic(s *segment, typ byte, body []byte) (keep bool
 	s.next = len(s.inserts) // the server skips what follows
 	// A simple query is parsed as a whole before any of it is run: the error may be in the caller's text.
 	if in == nil || s.simple && !in.begun {
+		if len(s.inserts) > 0 && string(diagnosticField(body, 'C')) == "25001" {
+			// VACUUM, CREATE DATABASE, CREATE INDEX CONCURRENTLY and their like, which run alone.
+			return true, withHint(body, "pgxtenant sends every statement in one transaction with its tenant's binding; run this one on the admin pool"), nil
+		}
 		return true, w.reposition(s, typ, body), nil
 	}
 	if in != nil && in.cleans != 0 {
@@ -308,6 +315,15 @@ func (w *wireConn) reposition(s *segment, typ byte, body []byte) []byte {
 		position, ok := s.original(position)
 		return strconv.AppendInt(nil, int64(position), 10), ok
 	})
+}
+
+// withHint returns an ErrorResponse with a hint, unless it has one.
+func withHint(body []byte, hint string) []byte {
+	if diagnosticField(body, 'H') != nil {
+		return nil
+	}
+	fields := bytes.TrimRight(body, "\x00") // of the last field, and of the message
+	return rewriteDiagnostic('E', slices.Concat(fields, []byte("\x00H"+hint+"\x00\x00")), func(_ byte, value []byte) ([]byte, bool) { return value, true })
 }
 
 // diagnosticField returns a field of an ErrorResponse or NoticeResponse, or nil.

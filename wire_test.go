@@ -616,6 +616,9 @@ func TestDeallocateAll(t *testing.T) {
 	}
 	_, err := pool.Exec(as("a"), "discard all")
 	require.Equal(t, "25001", pgCode(err), "refused by the server inside a bound segment")
+	var pgErr *pgconn.PgError
+	require.ErrorAs(t, err, &pgErr)
+	require.Contains(t, pgErr.Hint, "admin pool")
 
 	// Deallocated out of sight, by a function: one statement fails, the next one is right.
 	db.Exec("create function forget() returns void language plpgsql as $$ begin execute 'deallocate all'; end $$")

@@ -98,13 +98,17 @@ func (w *wireConn) Write(p []byte) (n int, err error) {
 }
 
 // mustSettle reports whether a message of type typ can only be handled once the server has answered
-// what is in flight: it begins a segment, and one before it may have changed the transaction's status.
+// what is in flight: it begins a segment, and what the transaction's status will be then is not known.
 // Only pipelines with transaction commands between their Syncs come here.
 func (w *wireConn) mustSettle(typ byte) bool {
-	if w.controls == 0 || w.open || w.current == nil {
+	if w.open || w.current == nil || w.inFlight.len() == 0 {
 		return false
 	}
-	return typ == 'Q' || typ == 'P' || typ == 'B' || typ == 'D'
+	switch typ {
+	case 'Q', 'P', 'B', 'C', 'D', 'E':
+		return w.controls > 0 || w.need && w.status == 'T'
+	}
+	return false
 }
 
 // send handles one whole message of the caller's, which begins at data[at]. mu must be held.
@@ -175,19 +179,18 @@ func (w *wireConn) sendExtended(e *edit, at int, typ byte, body []byte) error {
 		w.dirty |= info.leavings
 		if info.class == control {
 			w.portals[string(portal)] = struct{}{}
-		} else if len(w.portals) > 0 {
-			delete(w.portals, string(portal))
+		} else if len(portal) == 0 && len(w.portals) > 0 {
+			delete(w.portals, "") // a named one stays what it is until the transaction ends
 		}
 	case 'E':
 		portal, _, ok := cString(body)
 		if !ok {
 			return errMalformed(typ)
 		}
-		if len(w.portals) > 0 {
-			if _, ok := w.portals[string(portal)]; ok {
-				w.need = true
-				w.mark(w.inFlight.last())
-			}
+		// In a failed transaction nothing else can be executed.
+		if _, ok := w.portals[string(portal)]; ok || w.status == 'E' {
+			w.need = true
+			w.mark(w.inFlight.last())
 		}
 	case 'D':
 		if len(body) > 0 && body[0] == 'S' {

@@ -1,3 +1,5 @@
+//go:build linux || darwin
+
 package pgtest
 
 import (
@@ -20,6 +22,13 @@ import (
 // envChild names what the test binary does when a test here runs it again.
 const envChild = "PGTEST_CHILD"
 
+func TestMain(m *testing.M) {
+	if os.Getenv(envChild) != "" {
+		os.Exit(child(m))
+	}
+	Main(m)
+}
+
 // child starts a server, tells where it is, and then ends in the way it was asked to.
 func child(m *testing.M) int {
 	s, err := startPrivate(context.Background())
@@ -41,8 +50,6 @@ func child(m *testing.M) int {
 	}
 	fmt.Printf("server %s %s %d %s", s.Addr(), local.dir, local.cmd.Process.Pid, pid)
 	switch how := os.Getenv(envChild); how {
-	case "exit":
-		return 3 // without Close
 	case "panic":
 		go func() { panic("as a test may") }()
 	case "stopped":
@@ -133,14 +140,12 @@ func TestServerEndsWithItsProcess(t *testing.T) {
 		"stopped": func(c *childProcess) error { return c.Process.Kill() },
 		// As Ctrl-C does: to the whole process group.
 		"interrupted": func(c *childProcess) error { return syscall.Kill(-c.Process.Pid, syscall.SIGINT) },
-		"terminated":  func(c *childProcess) error { return syscall.Kill(-c.Process.Pid, syscall.SIGTERM) },
-		"exit":        func(*childProcess) error { return nil },
 		"panic":       func(*childProcess) error { return nil },
 	} {
 		t.Run(how, func(t *testing.T) {
 			c := startChild(t, how)
 			switch how {
-			case "exit", "panic": // may be gone by now
+			case "panic": // may be gone by now
 			case "stopped":
 				line, err := c.output.ReadString('\n')
 				require.NoError(t, err)
@@ -157,6 +162,27 @@ func TestServerEndsWithItsProcess(t *testing.T) {
 			c.requireAllGone(t)
 		})
 	}
+}
+
+func TestNothingIsLeftOfAServerThatWasStarting(t *testing.T) {
+	t.Parallel()
+	parent, err := os.MkdirTemp("", "starting-")
+	require.NoError(t, err)
+	defer os.RemoveAll(parent)
+	require.NoError(t, os.Chmod(parent, 0o777|os.ModeSticky)) // as /tmp
+	cmd := exec.Command(os.Args[0], "-test.run=^$")
+	cmd.Env = append(os.Environ(), envChild+"=killed", "TMPDIR="+parent)
+	require.NoError(t, cmd.Start())
+	eventually(t, "initdb at work", func() bool {
+		found, err := filepath.Glob(filepath.Join(parent, "pgtest-*", "data", "*"))
+		return err == nil && len(found) > 0
+	})
+	require.NoError(t, cmd.Process.Kill())
+	require.Error(t, cmd.Wait())
+	eventually(t, "folder removed", func() bool {
+		entries, err := os.ReadDir(parent)
+		return err == nil && len(entries) == 0
+	})
 }
 
 func TestMainStopsTheServerAndFindsLeaks(t *testing.T) {

@@ -11,13 +11,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestMain(m *testing.M) {
-	if os.Getenv(envChild) != "" {
-		os.Exit(child(m))
-	}
-	Main(m)
-}
-
 func scan[T any](t *testing.T, conn *pgx.Conn, sql string, args ...any) (value T) {
 	t.Helper()
 	require.NoError(t, conn.QueryRow(t.Context(), sql, args...).Scan(&value))
@@ -125,13 +118,6 @@ func TestServerSpeaksTLSWithItsCertificate(t *testing.T) {
 	require.False(t, scan[bool](t, conn, "select ssl from pg_stat_ssl where pid = pg_backend_pid()"))
 }
 
-func TestServerWantsThePassword(t *testing.T) {
-	t.Parallel()
-	db := NewServer(t).New(t)
-	_, err := pgx.Connect(t.Context(), db.url(db.App, "wrong", nil))
-	requireCode(t, "28P01", err)
-}
-
 func TestServerCountsStatements(t *testing.T) {
 	t.Parallel()
 	db := New(t)
@@ -148,11 +134,13 @@ func TestParamsTakeThePlaceOfDefaults(t *testing.T) {
 	require.Equal(t, "1234ms", scan[string](t, conn, "select current_setting('statement_timeout')"))
 }
 
-func TestServerStopsAndStarts(t *testing.T) {
+func TestServerOfOneTest(t *testing.T) {
 	t.Parallel()
 	s := NewServer(t)
 	db := s.New(t)
 	db.Exec("create table x (n int); insert into x values (1)")
+	_, err := pgx.Connect(t.Context(), db.url(db.App, "wrong", nil))
+	requireCode(t, "28P01", err)
 	addr := s.Addr()
 	for name, stop := range map[string]func() error{"Stop": s.Stop, "Kill": s.Kill} {
 		conn := db.Connect(db.OwnerURL())

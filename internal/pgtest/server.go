@@ -56,10 +56,8 @@ const (
 	stopImmediate stopMode = "QUIT" // as a crash: recovery at the next start
 )
 
-// Start starts a server outside of a test. The context bounds only the start.
-//
-// Use it as the package comment says: the caller's Close ends the server, and so
-// does the end of the process.
+// Start starts a server outside of a test, as New does within one. The context
+// bounds only the start; Close ends the server, and so does the end of the process.
 func Start(ctx context.Context) (*Server, error) {
 	if external := os.Getenv(EnvDatabase); external != "" {
 		return useExternal(ctx, external)
@@ -207,6 +205,9 @@ func (s *Server) readVersion(ctx context.Context) error {
 
 // startPrivate starts a server from PostgreSQL's programs, or else in a container.
 func startPrivate(ctx context.Context) (*Server, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	bin, found := findBinaries()
 	if !found && !haveDocker(ctx) {
 		return nil, errNoServer

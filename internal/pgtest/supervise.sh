@@ -28,6 +28,7 @@ finish() {
 	exit
 }
 trap finish HUP INT TERM
+trap '' PIPE # nobody may be there to read an answer
 
 while read -r verb arg; do
 	case $verb in

@@ -178,6 +178,7 @@ func TestBind(t *testing.T) {
 		var n int
 		return conn.QueryRow(ctx, "select count(*) from docs").Scan(&n) // as no tenant
 	}
+	//lint:ignore SA1019 pgxpool still honours it
 	config.BeforeAcquire = func(ctx context.Context, conn *pgx.Conn) bool {
 		prepared++
 		var n int

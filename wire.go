@@ -95,6 +95,7 @@ func (b *binder) install(config *pgxpool.Config, resolve func(context.Context) (
 	}
 
 	then := config.PrepareConn
+	//lint:ignore SA1019 pgxpool still honours it, so the binding must not disable it
 	if before := config.BeforeAcquire; then == nil && before != nil {
 		then = func(ctx context.Context, conn *pgx.Conn) (bool, error) { return before(ctx, conn), nil }
 	}

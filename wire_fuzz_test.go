@@ -290,8 +290,7 @@ func (s *modelServer) handle(typ byte, body []byte) {
 		delete(from, string(body[1:len(body)-1]))
 		s.reply(&pgproto3.CloseComplete{})
 	case 'E':
-		name := string(body[:bytes.IndexByte(body, 0)])
-		sql, ok := s.portals[name]
+		sql, ok := s.portals[string(body[:bytes.IndexByte(body, 0)])]
 		if !ok {
 			s.fail("34000")
 			return

@@ -331,7 +331,8 @@ func appendExecute(dst []byte, name string, params ...string) []byte {
 //
 // Hooks that config already has are kept: AfterNetConnect runs before the binding's own, PrepareConn or
 // BeforeAcquire after it, AfterConnect before any tenant is bound. Bind changes config, which must come
-// from pgxpool.ParseConfig, and must be called once, before the pool is made.
+// from pgxpool.ParseConfig, and must be called once, before the pool is made: connections of a config
+// that was bound twice are refused.
 func Bind(config *pgxpool.Config, setting string) error {
 	if config == nil || config.ConnConfig == nil {
 		return errors.New("pgxtenant: Bind: config must come from pgxpool.ParseConfig")
@@ -360,7 +361,7 @@ func (b *binder) resolve(ctx context.Context) (*binding, error) {
 		err = check(&c.tenant)
 	}
 	if err != nil {
-		return nil, &TenantError{clip(c.tenant.ID), "acquire", err}
+		return nil, &TenantError{clip(c.tenant.ID), "check", err}
 	}
 	return bd, nil
 }

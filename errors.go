@@ -45,7 +45,7 @@ var (
 // errors.Is.
 type TenantError struct {
 	Tenant string // tenant ID as the caller gave it
-	Op     string // step that failed: "look up", "check", "open pool", "acquire"
+	Op     string // step that failed: "look up", "check", "open pool" or "acquire"
 	Err    error  // cause, never nil
 }
 

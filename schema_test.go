@@ -204,3 +204,15 @@ func TestBind(t *testing.T) {
 	require.Equal(t, 1, prepared, "refused before any other hook")
 	require.EqualValues(t, 1, pool.Stat().NewConnsCount(), "a refusal costs no connection")
 }
+
+func TestBindTwiceIsRefused(t *testing.T) {
+	t.Parallel()
+	config, err := pgxpool.ParseConfig(pgtest.New(t).AppURL())
+	require.NoError(t, err)
+	require.NoError(t, Bind(config, ""))
+	require.NoError(t, Bind(config, ""))
+	pool, err := pgxpool.NewWithConfig(context.Background(), config)
+	require.NoError(t, err)
+	defer pool.Close()
+	require.ErrorContains(t, pool.Ping(as("a")), "Bind was called twice")
+}

@@ -25,8 +25,9 @@ type Tenant struct {
 	// Isolation is where the tenant's data live. The zero value is IsolationRow.
 	Isolation Isolation
 
-	// Schema is the schema of a tenant with IsolationSchema. Empty means SchemaName(ID).
-	// Other tenants must leave it empty.
+	// Schema is the schema of a tenant with IsolationSchema. Empty means SchemaName(ID), which no other
+	// tenant's ID leads to; a schema named here is the tenant's because you say so, and nothing in the
+	// database contradicts. Tenants with another isolation must leave it empty.
 	Schema string
 
 	// ConnString leads to the database of a tenant with IsolationDatabase, in any form that
@@ -106,10 +107,12 @@ func ValidateID(id string) error {
 	for i := range len(id) {
 		switch c := id[i]; {
 		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
-		case i > 0 && (c == '_' || c == '.' || c == '-'):
+		case c == '_' || c == '.' || c == '-':
+			if i == 0 {
+				return fmt.Errorf("%w: it begins with %q; want a letter or digit", ErrInvalidTenantID, c)
+			}
 		default:
-			return fmt.Errorf("%w: byte %d of %q is not one of A-Z a-z 0-9 _ . -, or is not a letter or digit at the start",
-				ErrInvalidTenantID, i+1, id)
+			return fmt.Errorf("%w: byte %d is %q; want A-Z a-z 0-9 _ . or -", ErrInvalidTenantID, i+1, id[i:i+1])
 		}
 	}
 	return nil

@@ -91,6 +91,9 @@ func (b *binder) install(config *pgxpool.Config, resolve func(context.Context) (
 			}
 			conn = wrapped
 		}
+		if _, twice := conn.(*wireConn); twice {
+			return conn, errors.New("pgxtenant: Bind was called twice on this config")
+		}
 		return newWireConn(conn, keepsPrepared, b.strict), nil
 	}
 

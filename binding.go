@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"unicode/utf8"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -29,6 +30,7 @@ type binder struct {
 	sharedSchemas []string
 	strict        bool
 	none          *binding
+	cache         *lru.Cache[string, *binding] // by tenant ID
 	shapes        [2 * maxShapes]atomic.Pointer[shape]
 }
 
@@ -60,6 +62,7 @@ func newBinder(o binderOptions) (*binder, error) {
 		return nil, err
 	}
 	b := &binder{setting: o.setting, sharedSchemas: slices.Clone(o.sharedSchemas), strict: o.strict}
+	b.cache, _ = lru.New[string, *binding](cachedBindings) // fails only below 1
 	b.none = b.encode(Tenant{})
 	return b, nil
 }
@@ -74,8 +77,7 @@ type binding struct {
 	shape *shape
 	exec  []byte
 
-	// For the simple protocol: the same as text, which the server must parse each time.
-	text string
+	text atomic.Pointer[string] // see query
 }
 
 // shape is the prepared statement that all tenants with as many settings share, so that what the server
@@ -89,6 +91,10 @@ type shape struct {
 // maxShapes is how many settings beyond the tenant's own are still kept prepared.
 const maxShapes = 16
 
+// cachedBindings is how many tenants' bindings a binder keeps, so that a context made anew for each
+// request does not have its tenant encoded anew. They take some 500 bytes each.
+const cachedBindings = 8192
+
 // without returns the binding of a context made by WithoutTenant.
 func (b *binder) without() *binding { return b.none }
 
@@ -99,10 +105,14 @@ func (b *binder) bind(c *tenantContext, t *Tenant) (*binding, error) {
 			return bd, nil
 		}
 	}
-	if err := b.validate(t); err != nil {
-		return nil, err
+	bd, ok := b.cache.Get(t.ID)
+	if !ok || !bd.tenant.equal(t) {
+		if err := b.validate(t); err != nil {
+			return nil, err
+		}
+		bd = b.encode(*t)
+		b.cache.Add(t.ID, bd)
 	}
-	bd := b.encode(*t)
 	if c != nil {
 		c.bound.Store(bd)
 	}
@@ -154,23 +164,38 @@ func (b *binder) validate(t *Tenant) error {
 
 // encode builds the binding of a tenant that has been validated. The zero Tenant binds the empty string.
 func (b *binder) encode(t Tenant) *binding {
-	params := make([]string, 0, 8)
-	params = append(params, t.ID)
+	s := b.shape(t.Isolation == IsolationSchema, len(t.Settings))
+	return &binding{tenant: t, binder: b, shape: s, exec: appendExecute(nil, s.name, b.params(&t)...)}
+}
+
+// params are the values of t's binding, in the order in which statement asks for them.
+func (b *binder) params(t *Tenant) []string {
+	params := append(make([]string, 0, 4), t.ID)
 	if t.Isolation == IsolationSchema {
 		schema := t.schema()
 		params = append(params, schema, searchPath(schema, b.sharedSchemas), `"the role may not use schema `+schema)
 	}
-	for _, name := range slices.Sorted(maps.Keys(t.Settings)) {
-		params = append(params, name, t.Settings[name])
+	if len(t.Settings) > 0 {
+		for _, name := range slices.Sorted(maps.Keys(t.Settings)) {
+			params = append(params, name, t.Settings[name])
+		}
 	}
+	return params
+}
 
-	s := b.shape(t.Isolation == IsolationSchema, len(t.Settings))
+// query is the binding for the simple protocol: the same as text, which the server must parse each time.
+func (bd *binding) query() string {
+	if text := bd.text.Load(); text != nil {
+		return *text
+	}
+	params := bd.binder.params(&bd.tenant)
 	next := 0
-	text := b.statement(t.Isolation == IsolationSchema, len(t.Settings), func() string {
+	text := bd.binder.statement(bd.tenant.Isolation == IsolationSchema, len(bd.tenant.Settings), func() string {
 		next++
 		return literal(params[next-1])
-	})
-	return &binding{tenant: t, binder: b, shape: s, exec: appendExecute(nil, s.name, params...), text: text + ";"}
+	}) + ";"
+	bd.text.Store(&text)
+	return text
 }
 
 // statement writes the SQL of a binding, calling param for each of its values in turn. Functions are

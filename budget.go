@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"runtime"
 	"sync"
 	"time"
 
@@ -35,7 +36,8 @@ type budget struct {
 	retryAt    time.Time // when retry fires; zero if it does not
 	closed     bool
 
-	wg sync.WaitGroup // reclaims under way; added to with mu held, until closed
+	background int       // goroutines of the budget's own
+	quiet      sync.Cond // signalled when there are none; L is &mu
 }
 
 // share is one pool's part in the budget.
@@ -81,7 +83,9 @@ type waiter struct {
 var errBudgetClosed = errors.New("pgxtenant: the budget is closed")
 
 func newBudget(limit int) *budget {
-	return &budget{limit: limit, free: limit, shares: make(map[*pgxpool.Pool]*share)}
+	b := &budget{limit: limit, free: limit, shares: make(map[*pgxpool.Pool]*share)}
+	b.quiet.L = &b.mu
+	return b
 }
 
 // close lets all who wait go on, to find their pools closed.
@@ -102,10 +106,15 @@ func (b *budget) close() {
 	}
 }
 
-// wait returns when no reclaim is under way any more.
+// wait returns when no goroutine of the budget's own is left.
 func (b *budget) wait() {
-	if b != nil {
-		b.wg.Wait()
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for b.background > 0 {
+		b.quiet.Wait()
 	}
 }
 
@@ -237,12 +246,29 @@ func (s *share) await(e *list.Element, caller, pool context.Context) error {
 // awaitIdle gives the connection that a waiter was granted the instant that lies between the moment it
 // is known to be released and the moment it is idle. If that is not enough, need will find another.
 func (s *share) awaitIdle() {
-	for range 8 {
+	for try := range 16 {
 		if s.pool.Stat().IdleConns() > 0 {
 			return
 		}
-		yield()
+		if try < 4 {
+			runtime.Gosched()
+		} else {
+			time.Sleep(time.Microsecond << try) // the goroutine that releases it has been set aside
+		}
 	}
+}
+
+// keep turns the connection in use into a promise of one, for whoever finishes or enters the admission
+// that is returned. The connection must be released after this; it is not given to anyone else.
+func (s *share) keep(conn *budgetConn) *admission {
+	b := s.budget
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if conn == nil || conn.closed || !conn.busy {
+		return nil
+	}
+	conn.busy = false
+	return &admission{Context: context.Background(), share: s, busy: true}
 }
 
 // finish ends an admission with the connection it came to, or without one.
@@ -356,7 +382,7 @@ func (b *budget) dispatchLocked() (victims []*share) {
 			}
 			v.busy++ // nobody else's any more
 			b.reclaiming++
-			b.wg.Add(1)
+			b.background++
 			victims = append(victims, v)
 		}
 	}
@@ -437,21 +463,27 @@ func (b *budget) retryLocked(d time.Duration) {
 	})
 }
 
-// reclaim closes one idle connection of each victim. The token comes back when its net.Conn is closed.
+// reclaim closes one idle connection of each victim. The token comes back when the server has closed it too.
 func (b *budget) reclaim(victims []*share) {
 	for _, s := range victims {
 		// Not in the caller's goroutine, which may be inside a pool, or closing a connection.
 		go func() {
-			defer b.wg.Done()
-			if s.closeIdle() {
-				return
-			}
-			// It was not idle yet, being marked as released just before it is, or is no more.
+			ok := s.closeIdle()
 			b.mu.Lock()
 			defer b.mu.Unlock()
-			s.busy--
-			b.reclaiming--
-			b.retryLocked(time.Millisecond)
+			b.doneLocked()
+			if !ok { // it was not idle yet, being marked as released just before it is, or is no more
+				s.busy--
+				b.reclaiming--
+				b.retryLocked(time.Millisecond)
+			}
 		}()
+	}
+}
+
+// doneLocked ends one of the budget's own goroutines.
+func (b *budget) doneLocked() {
+	if b.background--; b.background == 0 {
+		b.quiet.Broadcast()
 	}
 }

@@ -3,6 +3,7 @@ package pgxtenant
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"runtime"
 	"slices"
@@ -14,7 +15,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// budgetConn is a server connection that holds a token of the budget.
+// budgetConn is a server connection that holds a token of the budget, until the server has closed it too:
+// its limit on connections counts a process that has not ended yet.
 type budgetConn struct {
 	net.Conn
 	share *share
@@ -26,26 +28,82 @@ type budgetConn struct {
 	closed    bool
 }
 
-// Close gives the token back. The server may need a moment more to end its process.
+// lingerTimeout is how long the server may take to close a connection before its token is given back all
+// the same: it may be unreachable, or busy with a statement that nobody waits for.
+const lingerTimeout = 2 * time.Second
+
+// Close closes the connection for its user. What is left is done in the background.
 func (c *budgetConn) Close() error {
-	err := c.Conn.Close()
 	s, b := c.share, c.share.budget
 	b.mu.Lock()
 	if c.closed {
 		b.mu.Unlock()
-		return err
+		return net.ErrClosed
 	}
 	c.closed = true
-	if c.busy {
-		c.busy = false
-		s.busy--
+	if !c.busy { // nor is it idle any more
+		c.busy = true
+		s.busy++
 	}
+	half, ok := c.Conn.(interface{ CloseWrite() error })
+	if ok {
+		b.background++
+	}
+	b.mu.Unlock()
+
+	if !ok {
+		err := c.Conn.Close()
+		c.gone()
+		return err
+	}
+	// The deadline also wakes whoever reads or writes.
+	_ = c.Conn.SetDeadline(time.Now().Add(lingerTimeout))
+	err := half.CloseWrite()
+	go func() {
+		if err == nil {
+			_, _ = io.Copy(io.Discard, c.Conn)
+		}
+		_ = c.Conn.Close()
+		c.gone()
+		b.mu.Lock()
+		b.doneLocked()
+		b.mu.Unlock()
+	}()
+	return nil
+}
+
+// gone gives the token back.
+func (c *budgetConn) gone() {
+	s, b := c.share, c.share.budget
+	b.mu.Lock()
+	s.busy--
 	if c.reclaimed {
-		c.reclaimed = false
 		b.reclaiming--
 	}
 	b.putBackLocked(s)
 	b.unlockAndDispatch()
+}
+
+func (c *budgetConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	return n, c.ended(err)
+}
+
+func (c *budgetConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	return n, c.ended(err)
+}
+
+// ended puts the error right of one who used the connection while it was closed.
+func (c *budgetConn) ended(err error) error {
+	if err == nil {
+		return nil
+	}
+	c.share.budget.mu.Lock()
+	defer c.share.budget.mu.Unlock()
+	if c.closed {
+		return net.ErrClosed
+	}
 	return err
 }
 
@@ -323,7 +381,7 @@ func (t *budgetTracer) TraceRelease(pool *pgxpool.Pool, data pgxpool.TraceReleas
 	if i := slices.Index(victims, s); i >= 0 {
 		c.busy, c.reclaimed = true, true // takes over the counts
 		victims = slices.Delete(victims, i, i+1)
-		b.wg.Done()
+		b.doneLocked()
 	}
 	giveUp := c.reclaimed
 	b.mu.Unlock()
@@ -378,13 +436,11 @@ func (s *share) closeIdle() bool {
 			return true
 		}
 		if try < 2 {
-			yield() // one that is being released is idle in an instant
+			runtime.Gosched() // one that is being released is idle in an instant
 		}
 	}
 	return false
 }
-
-func yield() { runtime.Gosched() }
 
 // reclaimContext takes an idle connection from a pool if there is one. Puddle asks Done first to see whether
 // the context is alive, and again only to wait, which is when this one ends.

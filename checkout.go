@@ -16,13 +16,12 @@ import (
 type checkout struct {
 	context.Context // the caller's
 
-	set    *checkouts
-	asked  atomic.Int32 // calls of Done
-	joined atomic.Pointer[joinedContext]
-}
+	set   *checkouts
+	asked atomic.Int32 // calls of Done
 
-type joinedContext struct {
-	context.Context
+	// joined tells that both is set. They are set once, under set.mu.
+	joined atomic.Bool
+	both   context.Context // done with the caller's, or once cancelled
 	cancel context.CancelCauseFunc
 }
 
@@ -54,11 +53,11 @@ func (s *checkouts) begin(ctx context.Context) *checkout {
 }
 
 func (s *checkouts) end(c *checkout) {
-	if j := c.joined.Load(); j != nil {
+	if c.joined.Load() {
 		s.mu.Lock()
 		delete(s.waiting, c)
 		s.mu.Unlock()
-		j.cancel(nil)
+		c.cancel(nil)
 		return
 	}
 	if !s.keep && c.asked.Load() <= 1 {
@@ -76,7 +75,7 @@ func (s *checkouts) close() {
 	s.waiting = nil
 	s.mu.Unlock()
 	for c := range waiting {
-		c.joined.Load().cancel(ErrClosed)
+		c.cancel(ErrClosed)
 	}
 }
 
@@ -84,34 +83,34 @@ func (c *checkout) Done() <-chan struct{} {
 	if c.asked.Add(1) == 1 {
 		return c.Context.Done()
 	}
-	return c.join().Done()
+	if !c.joined.Load() {
+		c.join()
+	}
+	return c.both.Done()
 }
 
 func (c *checkout) Err() error {
-	j := c.joined.Load()
-	if j == nil {
+	if !c.joined.Load() {
 		return c.Context.Err()
 	}
-	if err := j.Err(); err != nil && context.Cause(j) == ErrClosed {
+	err := c.both.Err()
+	if err != nil && context.Cause(c.both) == ErrClosed {
 		return ErrClosed
 	}
-	return j.Err()
+	return err
 }
 
-func (c *checkout) join() *joinedContext {
-	if j := c.joined.Load(); j != nil {
-		return j
-	}
-	ctx, cancel := context.WithCancelCause(c.Context)
-	j := &joinedContext{ctx, cancel}
+func (c *checkout) join() {
+	both, cancel := context.WithCancelCause(c.Context)
 	s := c.set
 	s.mu.Lock()
-	if first := c.joined.Load(); first != nil { // by puddle's other goroutine
+	if c.joined.Load() { // by puddle's other goroutine
 		s.mu.Unlock()
 		cancel(nil)
-		return first
+		return
 	}
-	c.joined.Store(j)
+	c.both, c.cancel = both, cancel
+	c.joined.Store(true)
 	closed := s.closed
 	if !closed {
 		if s.waiting == nil {
@@ -123,5 +122,4 @@ func (c *checkout) join() *joinedContext {
 	if closed {
 		cancel(ErrClosed)
 	}
-	return j
 }

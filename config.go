@@ -132,12 +132,21 @@ type Config struct {
 }
 
 // Directory knows the tenants. It is asked at each checkout of a context made by WithTenantID, so it
-// should answer from memory if it can. It must be safe for concurrent use.
+// should answer from memory if it can, best as a [Peeker]. It must be safe for concurrent use, and must not
+// itself ask the shared pool: the checkout that asks may hold its last connection.
 type Directory interface {
 	// Lookup returns the tenant with the given ID, or an error that wraps ErrTenantNotFound if there is
 	// none. Callers that ask for one ID at the same moment share one Lookup: its context carries the
 	// values of the first of them, and is cancelled when none is left.
 	Lookup(ctx context.Context, id string) (Tenant, error)
+}
+
+// A Peeker is a Directory that knows some tenants by heart. It is asked first, on the caller's own
+// goroutine and without an allocation, where a Lookup takes a goroutine that outlives the caller.
+type Peeker interface {
+	// Peek returns the tenant with the given ID if it is known without waiting for anything, as Lookup
+	// would return it just now. It reports false otherwise; Lookup is then called.
+	Peek(id string) (Tenant, bool)
 }
 
 // paramPrefix begins the names of this package's parameters in a connection string.
@@ -159,9 +168,9 @@ const paramPrefix = "tenant_"
 // No error repeats any part of connString, which may hold a password, but the names and values of
 // these parameters.
 func ParseConfig(connString string) (*Config, error) {
-	shared, err := pgxpool.ParseConfig(connString)
+	shared, err := parsePoolConfig(connString)
 	if err != nil {
-		return nil, fmt.Errorf("pgxtenant: %w", withoutConnString(err))
+		return nil, fmt.Errorf("pgxtenant: %w", err)
 	}
 	config := &Config{Shared: shared}
 	var errs []error
@@ -239,17 +248,38 @@ var parseProblems = []string{
 	"cannot parse pool_health_check_period", "cannot parse pool_ping_timeout",
 }
 
-// withoutConnString says what is wrong with a connection string without repeating any of it. pgx
-// masks passwords in its own error, but only as far as they can be told in a string that is malformed,
-// and keeps the whole string in a field.
-func withoutConnString(err error) error {
+// parsePoolConfig is pgxpool.ParseConfig with errors that repeat nothing of connString. pgx masks
+// passwords in its own, but only as far as they can be told in a string that is malformed, and keeps the
+// whole string in a field.
+func parsePoolConfig(connString string) (*pgxpool.Config, error) {
+	if misplacedAt(connString) {
+		return nil, errors.New("invalid connection string: an @ in its host or path; write %40 for one in a password, %2F for a slash")
+	}
+	config, err := pgxpool.ParseConfig(connString)
+	if err == nil {
+		return config, nil
+	}
 	text := err.Error()
 	for _, p := range parseProblems {
 		if strings.Contains(text, "`: "+p) {
-			return fmt.Errorf("invalid connection string: %s", p)
+			return nil, fmt.Errorf("invalid connection string: %s", p)
 		}
 	}
-	return errors.New("invalid connection string")
+	return nil, errors.New("invalid connection string")
+}
+
+// misplacedAt reports whether connString is a URL whose password pgx would take for a part of the host or
+// path, because of an unescaped @ or slash in it, and then show in errors.
+func misplacedAt(connString string) bool {
+	scheme, rest, _ := strings.Cut(connString, "://")
+	if scheme != "postgres" && scheme != "postgresql" {
+		return false // keywords and values
+	}
+	if i := strings.IndexAny(rest, "@/"); i >= 0 && rest[i] == '@' {
+		rest = rest[i+1:]
+	}
+	rest, _, _ = strings.Cut(rest, "?")
+	return strings.Contains(rest, "@")
 }
 
 // validate reports every bad field, not only the first. It is given a Config with its defaults filled in.

@@ -33,6 +33,11 @@ func (l *lookups) get(ctx context.Context, id string) (Tenant, error) {
 	if err := ctx.Err(); err != nil {
 		return Tenant{}, err
 	}
+	if p, ok := l.directory.(Peeker); ok {
+		if t, ok := p.Peek(id); ok {
+			return t, sameTenant(id, t)
+		}
+	}
 	l.mu.Lock()
 	call := l.calls[id]
 	if call == nil {
@@ -76,9 +81,16 @@ func (l *lookups) run(ctx context.Context, id string, call *lookup) {
 	}()
 	call.err = errors.New("pgxtenant: the directory ended the goroutine that asked it") // unless it returns
 	call.tenant, call.err = l.directory.Lookup(ctx, id)
-	if call.err == nil && call.tenant.ID != id {
-		call.err = fmt.Errorf("%w: the directory answered with tenant %q", ErrWrongTenant, clip(call.tenant.ID))
+	if call.err == nil {
+		call.err = sameTenant(id, call.tenant)
 	}
+}
+
+func sameTenant(id string, t Tenant) error {
+	if t.ID != id {
+		return fmt.Errorf("%w: the directory answered with tenant %q", ErrWrongTenant, clip(t.ID))
+	}
+	return nil
 }
 
 func (l *lookups) forgetLocked(id string, call *lookup) {

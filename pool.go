@@ -27,6 +27,9 @@ type isolatedPool struct {
 	err   error
 	pool  *pgxpool.Pool
 
+	// first is the room under Config.MaxConns that the opening has waited for, and is now the first caller's.
+	first atomic.Pointer[admission]
+
 	// refs are calls of Acquire that are under way, and leases. While there are any, pgxpool's Close must
 	// not begin, for it would fail them; connections that are out need none, since Close waits for
 	// them. refs are only added under set.mu to a pool in the set, so none come to one that drains.
@@ -191,10 +194,32 @@ func (p *isolatedPool) unref() {
 func (p *isolatedPool) leave() {
 	p.unref()
 	p.set.mu.Lock()
-	defer p.set.mu.Unlock()
-	if p.waiting && p.refs.Load() == 0 {
+	abandoned := p.refs.Load() == 0
+	if p.waiting && abandoned {
 		p.set.dropLocked(p, reasonEvicted)
 		p.cancel()
+	}
+	p.set.mu.Unlock()
+	if abandoned {
+		p.dropFirst()
+	}
+}
+
+// enter returns the context for a checkout, which is ctx but for the first.
+func (p *isolatedPool) enter(ctx context.Context) context.Context {
+	if p.first.Load() != nil {
+		if a := p.first.Swap(nil); a != nil {
+			a.Context = ctx
+			return a
+		}
+	}
+	return ctx
+}
+
+// dropFirst gives the first caller's room to others.
+func (p *isolatedPool) dropFirst() {
+	if a := p.first.Swap(nil); a != nil {
+		a.finish(nil)
 	}
 }
 
@@ -221,6 +246,9 @@ func (p *isolatedPool) run(ctx context.Context) {
 	close(p.ready)
 
 	if err == nil {
+		if p.refs.Load() == 0 {
+			p.dropFirst() // all have left
+		}
 		log.Debug("isolated pool opened")
 		return
 	}
@@ -437,6 +465,11 @@ func (p *isolatedPool) open(ctx context.Context) (pool *pgxpool.Pool, err error)
 		}
 		return pool, err
 	}
+	if share != nil {
+		if first := share.keep(budgetConnOf(conn.Conn())); first != nil {
+			p.first.Store(first)
+		}
+	}
 	conn.Release()
 	return pool, nil
 }
@@ -462,9 +495,9 @@ func (p *isolatedPool) waitForRoom(ctx context.Context, share *share) (context.C
 // configure makes the configuration of the pool.
 func (p *isolatedPool) configure() (*pgxpool.Config, error) {
 	db, text := p.set.db, p.tenant.ConnString
-	c, err := pgxpool.ParseConfig(text)
+	c, err := parsePoolConfig(text)
 	if err != nil {
-		return nil, withoutConnString(err)
+		return nil, err
 	}
 	for name := range c.ConnConfig.RuntimeParams {
 		if ownParam(name) {

@@ -118,7 +118,7 @@ func (db *TenantDB) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	pool := db.shared
+	pool, enter := db.shared, ctx
 	if t != nil && t.Isolation == IsolationDatabase {
 		p, err := db.isolated.get(ctx, t)
 		if err != nil {
@@ -126,9 +126,9 @@ func (db *TenantDB) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 		}
 		// The reference only spans the checkout: pgxpool's Close waits for a connection that is out.
 		defer p.unref()
-		pool = p.pool
+		pool, enter = p.pool, p.enter(ctx)
 	}
-	c := db.checkouts.begin(ctx)
+	c := db.checkouts.begin(enter)
 	conn, err := pool.Acquire(c)
 	db.checkouts.end(c)
 	if err != nil {
@@ -156,6 +156,7 @@ func (db *TenantDB) Lease(ctx context.Context) (pool *pgxpool.Pool, release func
 	if err != nil {
 		return nil, nil, err
 	}
+	p.dropFirst() // who has a lease may take long to make use of it
 	p.leases.Add(1)
 	return p.pool, sync.OnceFunc(func() {
 		p.leases.Add(-1)

@@ -316,8 +316,9 @@ func (w *wireConn) appendQuery(e *edit, at int, text string, s *segment, offsets
 		}
 		clean = sb.String()
 	}
-	added := len(clean) + len(w.current.text)
-	chars := len(clean) + utf8.RuneCountInString(w.current.text)
+	binding := w.current.query()
+	added := len(clean) + len(binding)
+	chars := len(clean) + utf8.RuneCountInString(binding)
 
 	e.copyTo(at)
 	e.out = append(e.out, 'Q')
@@ -326,7 +327,7 @@ func (w *wireConn) appendQuery(e *edit, at int, text string, s *segment, offsets
 	for i, off := range offsets {
 		e.out = append(e.out, text[done:off]...)
 		e.out = append(e.out, clean...)
-		e.out = append(e.out, w.current.text...)
+		e.out = append(e.out, binding...)
 		start += utf8.RuneCountInString(text[done:off])
 		done = off
 		in := &s.inserts[i]

@@ -1,0 +1,5 @@
+//go:build !race
+
+package pgxtenant
+
+const raceEnabled = false

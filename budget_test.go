@@ -181,8 +181,7 @@ func TestBudgetCancelledWaitersLeaveNoTrace(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	require.Zero(t, db.budget.waiters())
-	eventually(t, "nothing is being opened", func() bool { return len(states(db)) == 0 })
+	eventually(t, "nothing waits, nor is being opened", func() bool { return db.budget.waiters() == 0 && len(states(db)) == 0 })
 	require.Equal(t, 1, db.budget.held())
 	require.Equal(t, made, db.Stat().NewConnsCount(), "no connection was made for them")
 	require.Empty(t, db.isolated.failed, "nor was their waiting taken for a failure")
@@ -284,6 +283,33 @@ func TestBudgetAndHijackedConnections(t *testing.T) {
 	require.NoError(t, hijacked[0].Close(context.Background()))
 	require.NoError(t, hijacked[1].Close(context.Background()))
 	other.Release()
+	expectSettled(t, db)
+}
+
+// Connections for MinConns are made in the background if there is room, and nobody waits for them.
+func TestBudgetAndMinConns(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	db := openDB(t, d.AppURL("tenant_max_conns=3", "pool_min_conns=2"))
+	eventually(t, "they are made", func() bool { return db.Shared().Stat().IdleConns() == 2 })
+	require.NoError(t, db.Ping(isolated("a", d.AppURL("pool_min_conns=3"))))
+	require.NoError(t, db.Ping(isolated("b", d.AppURL("pool_min_conns=3"))))
+	require.NoError(t, db.Ping(as("x")))
+	require.LessOrEqual(t, db.budget.held(), 3)
+	db.Close()
+	require.Zero(t, db.budget.held())
+}
+
+func TestBudgetAndLeases(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	db := openDB(t, d.AppURL("tenant_max_conns=1"))
+	pool, release, err := db.Lease(isolated("a", d.AppURL()))
+	require.NoError(t, err)
+	require.NoError(t, db.Ping(as("x")), "a lease holds no connection")
+	require.NoError(t, pool.Ping(isolated("a", d.AppURL())))
+	require.NoError(t, db.Ping(as("x")))
+	release()
 	expectSettled(t, db)
 }
 

@@ -27,10 +27,8 @@ type checkout struct {
 
 // checkouts are the checkouts under way of one TenantDB.
 type checkouts struct {
-	// eager joins at the first Done: set when hooks other than our own see the context before puddle does.
-	eager bool
-	// keep is set when such hooks might keep the context. Otherwise nothing does that has not called Done
-	// twice, and it is used again.
+	// keep is set when hooks other than our own get to see the context, and might keep it. Otherwise nothing
+	// does that has not called Done twice, and it is used again.
 	keep bool
 	free sync.Pool
 
@@ -40,13 +38,16 @@ type checkouts struct {
 	waiting map[*checkout]struct{}
 }
 
-func (s *checkouts) begin(ctx context.Context) *checkout {
+// begin returns the context for a checkout from a pool. traced tells that the pool has an AcquireTracer,
+// which gets the context before puddle does and may ask Done to derive another from it: then the first
+// answer is the joined one.
+func (s *checkouts) begin(ctx context.Context, traced bool) *checkout {
 	c, _ := s.free.Get().(*checkout)
 	if c == nil {
 		c = &checkout{set: s}
 	}
 	c.Context = ctx
-	if s.eager {
+	if traced {
 		c.asked.Store(1)
 	}
 	return c

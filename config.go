@@ -104,8 +104,9 @@ type Config struct {
 	// opened, by Plan for instance. It gets a config of its own, made from the tenant's ConnString:
 	// MaxConns is DefaultPoolMaxConns (10), connections live for 1 hour plus up to
 	// DefaultPoolMaxConnLifetimeJitter (10 minutes), and none is kept for the sake of MinConns, unless
-	// the string says otherwise. Hooks that it sets are kept, as on Shared. An error fails the opening. It
-	// may be called for several tenants at once.
+	// the string says otherwise. Hooks that it sets are kept, as on Shared: credentials that change all the
+	// time belong in BeforeConnect, for a new ConnString means a new pool. An error fails the opening.
+	// AdjustPool may be called for several tenants at once.
 	AdjustPool func(t Tenant, c *pgxpool.Config) error
 
 	// OpenTimeout bounds the opening of an isolated pool, which includes its first connection. It does
@@ -170,7 +171,7 @@ const paramPrefix = "tenant_"
 func ParseConfig(connString string) (*Config, error) {
 	shared, err := parsePoolConfig(connString)
 	if err != nil {
-		return nil, fmt.Errorf("pgxtenant: %w", err)
+		return nil, err
 	}
 	config := &Config{Shared: shared}
 	var errs []error
@@ -253,7 +254,7 @@ var parseProblems = []string{
 // whole string in a field.
 func parsePoolConfig(connString string) (*pgxpool.Config, error) {
 	if misplacedAt(connString) {
-		return nil, errors.New("invalid connection string: an @ in its host or path; write %40 for one in a password, %2F for a slash")
+		return nil, errors.New("pgxtenant: invalid connection string: an @ in its host or path; write %40 for one in a password, %2F for a slash")
 	}
 	config, err := pgxpool.ParseConfig(connString)
 	if err == nil {
@@ -262,10 +263,10 @@ func parsePoolConfig(connString string) (*pgxpool.Config, error) {
 	text := err.Error()
 	for _, p := range parseProblems {
 		if strings.Contains(text, "`: "+p) {
-			return nil, fmt.Errorf("invalid connection string: %s", p)
+			return nil, fmt.Errorf("pgxtenant: invalid connection string: %s", p)
 		}
 	}
-	return nil, errors.New("invalid connection string")
+	return nil, errors.New("pgxtenant: invalid connection string")
 }
 
 // misplacedAt reports whether connString is a URL whose password pgx would take for a part of the host or

@@ -2,6 +2,9 @@ package pgxtenant
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +12,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
+
+	"github.com/pgxtenant/pgxtenant/internal/pgtest"
 )
 
 func TestParseConfig(t *testing.T) {
@@ -106,4 +111,59 @@ func TestBadConfig(t *testing.T) {
 func with(c *pgxpool.Config, f func(*pgxpool.Config)) *pgxpool.Config {
 	f(c)
 	return c
+}
+
+func TestPasswordsNeverAppear(t *testing.T) {
+	t.Parallel()
+	const secret = "s3cr3tPw"
+	check := func(t *testing.T, err error) {
+		t.Helper()
+		require.Error(t, err)
+		for e := err; e != nil; e = errors.Unwrap(e) {
+			for _, format := range []string{"%v", "%+v", "%#v", "%q"} {
+				require.NotContains(t, fmt.Sprintf(format, e), secret)
+			}
+		}
+	}
+	malformed := []string{
+		"postgres://user:" + secret + "@host:port/db",
+		"postgres://user:a@" + secret + "@host/db",
+		"postgres://user:1/" + secret + "@host/db",
+		"postgres://user:" + secret + "/x@host/db",
+		"postgres://user:" + secret + "%zz@host/db",
+		"postgres://user:a@" + secret + "@host:port/db",
+		"postgresql://user@host/db?password=" + secret + "&sslmode=nope",
+		"postgres://user:" + secret + "@host/db?pool_max_conns=x",
+		"postgres//user:" + secret + "@host/db",
+		"user=u password=" + secret + " host",
+		"user=u password='" + secret + " host=h",
+		"user=u password = '" + secret + "' port=x",
+		"user=u passwort:" + secret,
+		secret,
+		"host=h password=" + secret + " sslmode=verify-full sslrootcert=/nonexistent/" + secret,
+		"host=h password=" + secret + " pool_max_conns=0",
+		"host=h password=" + secret + " connect_timeout=" + secret,
+	}
+	d := pgtest.New(t)
+	db := openDB(t, d.AppURL(), func(c *Config) { c.OpenRetry = -1 })
+	for _, s := range malformed {
+		_, err := ParseConfig(s)
+		require.Error(t, err, s)
+		check(t, err)
+		err = db.Ping(isolated("a", s))
+		require.ErrorContains(t, err, "invalid connection string", "%s", s)
+		require.ErrorContains(t, err, `tenant "a": open pool`)
+		check(t, err)
+	}
+	// Well-formed ones that fail to connect.
+	u, err := url.Parse(d.AppURL())
+	require.NoError(t, err)
+	u.User = url.UserPassword(d.App, secret)
+	err = db.Ping(isolated("a", u.String()))
+	require.Equal(t, "28P01", pgCode(err), "%v", err)
+	check(t, err)
+	check(t, db.Ping(isolated("a", "postgres://u:"+secret+"@127.0.0.1:1/db?sslmode=disable")))
+	check(t, db.Ping(isolated("a", "postgres://u:"+secret+"@127.0.0.1:1/db?tenant_max_conns=3")))
+	_, err = New(context.Background(), "postgres://u:"+secret+"@127.0.0.1:1/db?tenant_max_pools=0&tenant_nope=1")
+	check(t, err)
 }

@@ -23,9 +23,10 @@ type isolatedPool struct {
 	tenant Tenant // as of the opening; its Plan and Settings may be outdated
 
 	// Set when ready is closed: either err or the pool.
-	ready chan struct{}
-	err   error
-	pool  *pgxpool.Pool
+	ready  chan struct{}
+	err    error
+	pool   *pgxpool.Pool
+	traced bool // it has an AcquireTracer
 
 	// first is the room under Config.MaxConns that the opening has waited for, and is now the first caller's.
 	first atomic.Pointer[admission]
@@ -526,13 +527,14 @@ func (p *isolatedPool) configure() (*pgxpool.Config, error) {
 	}
 	if db.config.AdjustPool != nil {
 		if err := db.config.AdjustPool(p.tenant, c); err != nil {
-			return nil, fmt.Errorf("Config.AdjustPool: %w", err)
+			return nil, fmt.Errorf("pgxtenant: Config.AdjustPool: %w", err)
 		}
 		if problems := poolProblems(c); problems != nil {
 			return nil, fmt.Errorf("pgxtenant: after Config.AdjustPool, the pool's config%w", errors.Join(problems...))
 		}
 	}
 
+	p.traced = acquireTraced(c)
 	then := c.ConnConfig.AfterConnect
 	c.ConnConfig.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
 		// First of all that is sent, since a later statement could change what this one reads.

@@ -27,6 +27,7 @@ type TenantDB struct {
 	checkouts checkouts
 
 	shared   *pgxpool.Pool
+	traced   bool          // the shared pool has an AcquireTracer
 	admin    *pgxpool.Pool // may be nil
 	budget   *budget       // nil without Config.MaxConns
 	isolated isolatedPools
@@ -73,7 +74,10 @@ func NewWithConfig(ctx context.Context, config *Config) (*TenantDB, error) {
 	if c.MaxConns > 0 {
 		db.budget = newBudget(int(c.MaxConns))
 	}
-	db.watchHooks(c.Shared)
+	db.traced = acquireTraced(c.Shared)
+	//lint:ignore SA1019 pgxpool still calls it
+	before := c.Shared.BeforeAcquire
+	db.checkouts.keep = db.traced || before != nil || c.Shared.PrepareConn != nil || c.Shared.ShouldPing != nil || c.AdjustPool != nil
 	db.isolated.init(db)
 
 	shared := c.Shared.Copy()
@@ -90,12 +94,10 @@ func NewWithConfig(ctx context.Context, config *Config) (*TenantDB, error) {
 	return db, nil
 }
 
-// watchHooks tells the checkouts which of config's hooks get to see their contexts.
-func (db *TenantDB) watchHooks(config *pgxpool.Config) {
-	_, traced := config.ConnConfig.Tracer.(pgxpool.AcquireTracer)
-	db.checkouts.eager = traced
-	db.checkouts.keep = db.checkouts.eager || config.PrepareConn != nil || config.BeforeAcquire != nil ||
-		config.ShouldPing != nil || db.config.AdjustPool != nil
+// acquireTraced reports whether the pool of config shows its checkouts' contexts to a tracer.
+func acquireTraced(config *pgxpool.Config) bool {
+	_, ok := config.ConnConfig.Tracer.(pgxpool.AcquireTracer)
+	return ok
 }
 
 // Shared returns the pool of all row- and schema-isolated tenants, to hand to libraries that want a
@@ -118,7 +120,7 @@ func (db *TenantDB) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	pool, enter := db.shared, ctx
+	pool, enter, traced := db.shared, ctx, db.traced
 	if t != nil && t.Isolation == IsolationDatabase {
 		p, err := db.isolated.get(ctx, t)
 		if err != nil {
@@ -126,9 +128,9 @@ func (db *TenantDB) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 		}
 		// The reference only spans the checkout: pgxpool's Close waits for a connection that is out.
 		defer p.unref()
-		pool, enter = p.pool, p.enter(ctx)
+		pool, enter, traced = p.pool, p.enter(ctx), p.traced
 	}
-	c := db.checkouts.begin(enter)
+	c := db.checkouts.begin(enter, traced)
 	conn, err := pool.Acquire(c)
 	db.checkouts.end(c)
 	if err != nil {
@@ -220,7 +222,7 @@ func (db *TenantDB) Shutdown(ctx context.Context) error {
 	case <-db.done:
 		return nil
 	default:
-		return fmt.Errorf("pgxtenant: shutdown: %w; still in use: %s", context.Cause(ctx), db.inUse())
+		return fmt.Errorf("pgxtenant: shutdown: %w; still in use: %s", ctx.Err(), db.inUse())
 	}
 }
 

@@ -729,7 +729,7 @@ func TestCancellation(t *testing.T) {
 			var wg sync.WaitGroup
 			for g := range 8 {
 				wg.Go(func() {
-					for i := range 150 {
+					for i := range 60 {
 						id := string(rune('a' + (g+i)%2))
 						ctx, cancel := context.WithTimeout(as(id), time.Duration(rand.IntN(2000))*time.Microsecond)
 						switch i % 3 {
@@ -766,7 +766,7 @@ func TestCancellation(t *testing.T) {
 func TestRandomOperations(t *testing.T) {
 	t.Parallel()
 	const tenants, goroutines = 100, 16
-	operations := 400
+	operations := 200
 	if testing.Short() {
 		operations = 50
 	}

@@ -153,16 +153,20 @@ func TestWays(t *testing.T) {
 
 // TestIdlePool holds the memory of an open isolated pool without connections to its limit.
 func TestIdlePool(t *testing.T) {
-	plain, isolated, err := IdlePools(t.Context(), openLab(t), 1000)
+	count := 1000
+	if raceEnabled { // the race detector's own memory is in it: only goroutines are of interest
+		count = 200
+	}
+	plain, isolated, err := IdlePools(t.Context(), openLab(t), count)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("pgxpool's: %v", plain)
 	t.Logf("isolated:  %v", isolated)
-	if isolated.Bytes() > MaxPoolBytes && !raceEnabled { // the race detector's own memory is in it
+	if isolated.Bytes() > MaxPoolBytes && !raceEnabled {
 		t.Errorf("an idle pool takes %.0f bytes; want at most %d", isolated.Bytes(), MaxPoolBytes)
 	}
-	if isolated.Goroutines > MaxPoolGoroutines+0.01 {
+	if isolated.Goroutines > MaxPoolGoroutines+0.05 {
 		t.Errorf("an idle pool takes %.2f goroutines; want at most %d", isolated.Goroutines, MaxPoolGoroutines)
 	}
 }

@@ -2,8 +2,7 @@ package bench
 
 import (
 	"context"
-	"errors"
-	"maps"
+	"fmt"
 	"runtime"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -25,6 +24,7 @@ var Checkout = Job{
 		{What: "row tenant, WithTenant anew each time", Base: "pool", Way: "fresh", Allocs: noLimit},
 		{What: "row tenant, strict", Base: "pool", Way: "strict", Allocs: noLimit},
 		{What: "row tenant, WithTenantID and a Directory", Base: "pool", Way: "directory", Allocs: noLimit},
+		{What: "row tenant, WithTenantID and a Peeker", Base: "pool", Way: "peeker", Allocs: noLimit},
 		{What: "row tenant, with Config.MaxConns", Base: "pool", Way: "budget", Allocs: noLimit},
 		{What: "row tenant, with Config.AdjustPool", Base: "pool", Way: "adjusted", Allocs: noLimit},
 	},
@@ -40,6 +40,7 @@ var CheckoutParallel = Job{
 		{What: "isolated tenant, 1 warm pool", Base: "pool", Way: "isolated1", Allocs: noLimit},
 		{What: "isolated tenant, 128 warm pools in turn", Base: "pool", Way: "isolated128", Allocs: noLimit},
 		{What: "row tenant, WithTenantID and a Directory", Base: "pool", Way: "directory", Allocs: noLimit},
+		{What: "row tenant, WithTenantID and a Peeker", Base: "pool", Way: "peeker", Allocs: noLimit},
 	},
 	open: openCheckout,
 }
@@ -134,16 +135,20 @@ func openCheckout(ctx context.Context, l *Lab) (ways []Way, err error) {
 	add("strict", strict.Close, checkout(strict, rows()))
 
 	known := directory{}
-	byID := make([]context.Context, tenants)
-	for i := range byID {
+	for i := range tenants {
 		known[tenantID(i)] = rowTenant(i)
-		byID[i] = pgxtenant.WithTenantID(ctx, tenantID(i))
 	}
-	directed, err := tenantDB(ctx, at.app, func(c *pgxtenant.Config) { c.Directory = maps.Clone(known) })
+	byID := func() []context.Context { return contextsByID(ctx, tenants) }
+	directed, err := tenantDB(ctx, at.app, func(c *pgxtenant.Config) { c.Directory = known })
 	if err != nil {
 		return ways, err
 	}
-	add("directory", directed.Close, checkout(directed, byID))
+	add("directory", directed.Close, checkout(directed, byID()))
+	peeked, err := tenantDB(ctx, at.app, func(c *pgxtenant.Config) { c.Directory = cache{known} })
+	if err != nil {
+		return ways, err
+	}
+	add("peeker", peeked.Close, checkout(peeked, byID()))
 
 	limited, err := tenantDB(ctx, at.app, func(c *pgxtenant.Config) { c.MaxConns = poolConns })
 	if err != nil {
@@ -184,13 +189,21 @@ func tenantIDs(n int) []string {
 	return ids
 }
 
-// directory answers from memory.
+// directory answers from memory, but does not say so.
 type directory map[string]pgxtenant.Tenant
 
 func (d directory) Lookup(_ context.Context, id string) (pgxtenant.Tenant, error) {
 	t, ok := d[id]
 	if !ok {
-		return t, errors.Join(pgxtenant.ErrTenantNotFound)
+		return t, fmt.Errorf("bench: %w", pgxtenant.ErrTenantNotFound)
 	}
 	return t, nil
+}
+
+// cache is a directory that says so.
+type cache struct{ directory }
+
+func (c cache) Peek(id string) (pgxtenant.Tenant, bool) {
+	t, ok := c.directory[id]
+	return t, ok
 }

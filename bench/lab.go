@@ -196,6 +196,15 @@ func contexts(ctx context.Context, n int, f func(i int) pgxtenant.Tenant) []cont
 	return all
 }
 
+// contextsByID returns n contexts, each with a tenant's ID alone.
+func contextsByID(ctx context.Context, n int) []context.Context {
+	all := make([]context.Context, n)
+	for i := range all {
+		all[i] = pgxtenant.WithTenantID(ctx, tenantID(i))
+	}
+	return all
+}
+
 func rowTenant(i int) pgxtenant.Tenant { return pgxtenant.Tenant{ID: tenantID(i)} }
 
 // spread makes successive reads hit rows far from each other.

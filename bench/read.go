@@ -27,6 +27,7 @@ var Read = Job{
 		{What: "row tenant with one of Settings", Base: "pool", Way: "settings", Allocs: noLimit},
 		{What: "row tenant, strict", Base: "pool", Way: "strict", Allocs: noLimit},
 		{What: "row tenant, WithTenantID and a Directory", Base: "pool", Way: "directory", Allocs: noLimit},
+		{What: "row tenant, WithTenantID and a Peeker", Base: "pool", Way: "peeker", Allocs: noLimit},
 		{What: "row tenant, QueryExecModeExec", Base: "poolexec", Way: "exec", Allocs: noLimit},
 		{What: "schema tenant, against names with the schema", Base: "poolschema", Way: "schema", Allocs: noLimit},
 	},
@@ -38,7 +39,7 @@ var ReadDelayed = Job{
 	Name: "ReadDelayed", Unit: "primary-key read, 1 ms away", Warm: 2 * tenants,
 	Rows: []Row{
 		{What: "row tenant", Base: "pool", Way: "tenant", Limit: 1.02, Allocs: noLimit},
-		{What: "row tenant against the batch recipe", Base: "batch", Way: "tenant", Limit: 1, Allocs: noLimit},
+		{What: "row tenant against the batch recipe", Base: "batch", Way: "tenant", Allocs: noLimit},
 		{What: "recipe: one batch of set_config and the query", Base: "pool", Way: "batch", Allocs: noLimit},
 		{What: "recipe: set_config in a PrepareConn hook", Base: "pool", Way: "hook", Allocs: noLimit},
 		{What: "recipe: the hook, and a reset in AfterRelease", Base: "pool", Way: "hookreset", Allocs: noLimit},
@@ -186,12 +187,13 @@ func openRead(ctx context.Context, l *Lab, at place) (ways []Way, err error) {
 		return ways, err
 	}
 	known := directory{}
-	byID := make([]context.Context, tenants)
-	for i, id := range ids {
+	for _, id := range ids {
 		known[id] = pgxtenant.Tenant{ID: id}
-		byID[i] = pgxtenant.WithTenantID(ctx, id)
 	}
-	if _, err = bound("directory", byID, func(c *pgxtenant.Config) { c.Directory = known }); err != nil {
+	if _, err = bound("directory", contextsByID(ctx, tenants), func(c *pgxtenant.Config) { c.Directory = known }); err != nil {
+		return ways, err
+	}
+	if _, err = bound("peeker", contextsByID(ctx, tenants), func(c *pgxtenant.Config) { c.Directory = cache{known} }); err != nil {
 		return ways, err
 	}
 

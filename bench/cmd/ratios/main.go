@@ -164,7 +164,7 @@ func idlePool(ctx context.Context, lab *bench.Lab) (result, error) {
 		Goroutines: isolated.Goroutines, Verdict: withinLimit,
 		Limit: fmt.Sprintf("≤ %d KB, %d goroutine", bench.MaxPoolBytes>>10, bench.MaxPoolGoroutines),
 	}
-	if isolated.Bytes() > bench.MaxPoolBytes || isolated.Goroutines > bench.MaxPoolGoroutines+0.01 {
+	if isolated.Bytes() > bench.MaxPoolBytes || isolated.Goroutines > bench.MaxPoolGoroutines+0.05 {
 		r.Verdict = overLimit
 	}
 	return r, nil

@@ -6,10 +6,11 @@ RACE ?= -race
 # For each fuzz target.
 FUZZTIME ?= 10s
 
-.PHONY: test demo bench lint fuzz deps
+.PHONY: test demo bench ratios pgx-suite lint fuzz deps
 
 # Ends with the line "N passed, N failed, N skipped".
 test: deps
+	@go test -count=1 -run '^(TestCheckoutAllocations|TestAnIdlePoolIsSmall)$$' . # not to be told under -race
 	@go run tools/gotest/main.go $(RACE)
 
 demo: deps
@@ -17,6 +18,14 @@ demo: deps
 
 bench: deps
 	@cd bench && go test -run '^$$' -bench . ./...
+
+# What binding costs, as ratios against pgxpool alone and recipes written by hand.
+ratios: deps
+	@cd bench && go run ./cmd/ratios
+
+# pgx's own tests, at the version of go.mod, with every connection bound: about 10 minutes.
+pgx-suite: deps
+	@go run ./internal/pgxsuite
 
 lint:
 	@tools/lint.sh

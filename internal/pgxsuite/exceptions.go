@@ -10,7 +10,7 @@ type exception struct {
 	test   string // package and test, with all its subtests
 	reason string
 	modes  []string // nil is all
-	skip   bool     // it would not fail but hang: it is left out
+	skip   bool     // it would hang, or fail not always: it is left out
 }
 
 const (
@@ -36,6 +36,8 @@ var exceptions = []exception{
 	{test: ". TestCompositeCodecTranscodeWithLoadTypes", reason: wantsPublic, modes: []string{"schema"}},
 	{test: ". TestLoadTypesSharedDependencies", reason: wantsPublic, modes: []string{"schema"}},
 	{test: "pgconn TestConnExecParamsContextCanceledAfterResponseBuffered", reason: "waits for the answer to the first of the pieces", modes: []string{"fragments"}, skip: true},
+	{test: "pgconn TestPipelineCloseDoesNotPanicOnMultipleFatalErrors", reason: "plays a server that closes the connection between two pieces", modes: []string{"fragments"}, skip: true},
+	{test: "pgxpool TestPoolAcquireChecksIdleConns", reason: "counts on a dead connection being noticed when it reads, not at the second piece it writes", modes: []string{"fragments"}, skip: true},
 	{test: "pgxpool TestConnectConfig", reason: "expects no PrepareConn in the config", modes: rotating},
 	{test: "pgxpool TestTxBeginFuncNestedTransactionCommit", reason: temporaryTable, modes: rotating},
 	{test: "pgxpool TestTxBeginFuncNestedTransactionRollback", reason: temporaryTable, modes: rotating},

@@ -34,8 +34,7 @@ func (db *TenantDB) CopyFrom(ctx context.Context, tableName pgx.Identifier, colu
 		return 0, err
 	}
 	if !t.policies {
-		// pgx reads the source on a goroutine of its own, where a panic would end the process.
-		src := &guardedSource{CopyFromSource: rowSrc}
+		src := &guardedSource{CopyFromSource: rowSrc, ctx: ctx}
 		n, err := conn.Conn().CopyFrom(ctx, tableName, columnNames, src)
 		if src.panicked != nil {
 			panic(src.panicked)
@@ -469,9 +468,11 @@ func (ins *insertion) appendText(buf []byte, oid uint32, v any) ([]byte, error) 
 	return ins.types.Encode(oid, pgx.BinaryFormatCode, value, buf)
 }
 
-// guardedSource turns a panic of a source into an error, for a goroutine where nobody could catch it.
+// guardedSource stands between a source and pgx, which reads it on a goroutine of its own. There a panic
+// would end the process, and a copy that is cancelled might be complete before the server hears of it.
 type guardedSource struct {
 	pgx.CopyFromSource
+	ctx      context.Context
 	panicked any
 }
 
@@ -483,7 +484,7 @@ func (s *guardedSource) guard() {
 
 func (s *guardedSource) Next() (ok bool) {
 	defer s.guard()
-	return s.panicked == nil && s.CopyFromSource.Next()
+	return s.panicked == nil && s.ctx.Err() == nil && s.CopyFromSource.Next()
 }
 
 func (s *guardedSource) Values() (values []any, err error) {
@@ -495,6 +496,9 @@ func (s *guardedSource) Values() (values []any, err error) {
 func (s *guardedSource) Err() (err error) {
 	if s.panicked != nil {
 		return errSourcePanicked
+	}
+	if err := s.ctx.Err(); err != nil {
+		return err
 	}
 	defer s.guard()
 	err = errSourcePanicked

@@ -192,8 +192,8 @@ var isolationLevels = []pgx.TxIsoLevel{"", pgx.ReadUncommitted, pgx.ReadCommitte
 // A transaction's isolation level is set before the binding takes a snapshot, however it is begun.
 func TestTransactionsKeepTheirIsolationLevel(t *testing.T) {
 	t.Parallel()
-	db := docsDB(t)
 	inEveryMode(t, func(t *testing.T, m pgx.QueryExecMode) {
+		db := docsDB(t) // of its own: updates of the same rows would not be serializable
 		pool := boundPool(t, db.AppURL(), mode(m))
 		for _, level := range isolationLevels {
 			want := string(level)

@@ -51,6 +51,11 @@ type Config struct {
 	// Nil means there is no such pool: TenantDB.Admin returns nil.
 	Admin *pgxpool.Config
 
+	// Template is the schema that the schemas of schema tenants are copied from; see SchemaManager.
+	//
+	// Empty means there is none, and schemas are made by other means.
+	Template string
+
 	// Directory resolves the IDs of WithTenantID, at each checkout.
 	//
 	// Nil means that each valid ID is that of an active tenant with IsolationRow.

@@ -33,6 +33,13 @@ var (
 	// the server, so a retry is safe.
 	ErrPoolsBusy = errors.New("pgxtenant: every isolated pool is in use")
 
+	// ErrNoAdmin means a call that needs Config.Admin, on a TenantDB made without it.
+	ErrNoAdmin = errors.New("pgxtenant: Config.Admin is not set, and this needs the role that owns the tables")
+
+	// ErrTenantUnavailable means the tenant is still being provisioned, or is being deleted. Nothing was
+	// sent to the server.
+	ErrTenantUnavailable = errors.New("pgxtenant: tenant unavailable")
+
 	// ErrClosed means the TenantDB has been closed.
 	ErrClosed = errors.New("pgxtenant: closed")
 

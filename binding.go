@@ -49,9 +49,8 @@ func newBinder(o binderOptions) (*binder, error) {
 		o.sharedSchemas = DefaultSharedSchemas
 	}
 	var errs []error
-	// The server folds names to lower case when it compares them, and takes one without a dot for its own.
-	if _, name, ok := strings.Cut(o.setting, "."); !ok || name == "" || !validSettingName(o.setting) {
-		errs = append(errs, fmt.Errorf("pgxtenant: the tenant setting is %q; want a name of the form prefix.name, of letters, digits and _", clip(o.setting)))
+	if err := validTenantSetting(o.setting); err != nil {
+		errs = append(errs, err)
 	}
 	for _, s := range o.sharedSchemas {
 		if err := validSchema(s); err != nil {
@@ -258,17 +257,23 @@ func searchPath(schema string, shared []string) string {
 
 // validSchema refuses names that search_path would not take for the one schema they name.
 func validSchema(name string) error {
+	if err := validName(name); err != nil {
+		return err
+	}
 	switch {
-	case name == "":
-		return errors.New("it is empty")
-	case len(name) > maxNameLen:
-		return fmt.Errorf("it has %d bytes, more than the server keeps (%d)", len(name), maxNameLen)
-	case strings.IndexByte(name, 0) >= 0 || !utf8.ValidString(name):
-		return errors.New("it has a NUL byte or is not UTF-8")
 	case name == "$user":
 		return errors.New("the server replaces it by the role's name, even in quotes")
 	case strings.HasPrefix(strings.ToLower(name), "pg_"), strings.EqualFold(name, "information_schema"):
 		return errors.New("it is the server's own")
+	}
+	return nil
+}
+
+// validTenantSetting refuses what cannot name the setting that carries the tenant's ID: the server takes
+// a name without a dot for its own.
+func validTenantSetting(name string) error {
+	if _, last, ok := strings.Cut(name, "."); !ok || last == "" || !validSettingName(name) {
+		return fmt.Errorf("pgxtenant: the tenant setting is %q; want a name of the form prefix.name, of letters, digits and _", clip(name))
 	}
 	return nil
 }

@@ -56,6 +56,12 @@ type Config struct {
 	// Empty means there is none, and schemas are made by other means.
 	Template string
 
+	// Servers are the servers that databases of database tenants are made on, by names of your own
+	// choice, by which Provision and the registry place a tenant. A pool of each one's Admin is opened.
+	//
+	// Nil means databases are made by other means.
+	Servers map[string]DatabaseServer
+
 	// Directory resolves the IDs of WithTenantID, at each checkout.
 	//
 	// Nil means that each valid ID is that of an active tenant with IsolationRow.
@@ -301,6 +307,12 @@ func (c *Config) validate() error {
 			fail("Config.Admin%w", err)
 		}
 	}
+	for _, name := range slices.Sorted(maps.Keys(c.Servers)) {
+		s := c.Servers[name]
+		for _, err := range s.problems() {
+			fail("Config.Servers[%q]%w", clip(name), err)
+		}
+	}
 	if c.MaxPools < 0 {
 		fail("Config.MaxPools is %d; want 0 or more", c.MaxPools)
 	}
@@ -349,6 +361,11 @@ func (c *Config) copy() *Config {
 	d := *c
 	d.Shared, d.Admin = copyPoolConfig(c.Shared), copyPoolConfig(c.Admin)
 	d.SharedSchemas = slices.Clone(c.SharedSchemas)
+	d.Servers = maps.Clone(c.Servers)
+	for name, s := range d.Servers {
+		s.Admin = copyPoolConfig(s.Admin)
+		d.Servers[name] = s
+	}
 	return &d
 }
 

@@ -29,7 +29,8 @@ type TenantDB struct {
 	shared   *pgxpool.Pool
 	traced   bool          // the shared pool has an AcquireTracer
 	admin    *pgxpool.Pool // may be nil
-	budget   *budget       // nil without Config.MaxConns
+	servers  servers
+	budget   *budget // nil without Config.MaxConns
 	isolated isolatedPools
 
 	closed    atomic.Bool
@@ -90,6 +91,10 @@ func NewWithConfig(ctx context.Context, config *Config) (*TenantDB, error) {
 			db.shared.Close()
 			return nil, fmt.Errorf("pgxtenant: admin pool: %w", err)
 		}
+	}
+	if db.servers, err = openServers(ctx, c); err != nil {
+		db.Close()
+		return nil, err
 	}
 	return db, nil
 }
@@ -240,6 +245,10 @@ func (db *TenantDB) startClosing() {
 				admin.Go(db.admin.Close)
 				defer admin.Wait()
 			}
+			var servers sync.WaitGroup
+			servers.Go(db.servers.close)
+			defer servers.Wait()
+
 			db.shared.Close()
 			db.isolated.wait()
 			db.budget.wait()

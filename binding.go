@@ -24,6 +24,9 @@ const DefaultSetting = "app.current_tenant_id"
 // DefaultSharedSchemas follow a schema tenant's own schema in its search_path.
 var DefaultSharedSchemas = []string{"public"}
 
+// readOnlySetting is bound for tenants with StatusReadOnly.
+const readOnlySetting = "transaction_read_only"
+
 // binder makes bindings and installs them on pools. It is immutable and safe for concurrent use.
 type binder struct {
 	setting       string
@@ -163,7 +166,7 @@ func (b *binder) validate(t *Tenant) error {
 
 // encode builds the binding of a tenant that has been validated. The zero Tenant binds the empty string.
 func (b *binder) encode(t Tenant) *binding {
-	s := b.shape(t.Isolation == IsolationSchema, len(t.Settings))
+	s := b.shape(t.Isolation == IsolationSchema, t.settings())
 	return &binding{tenant: t, binder: b, shape: s, exec: appendExecute(nil, s.name, b.params(&t)...)}
 }
 
@@ -176,8 +179,17 @@ func (b *binder) params(t *Tenant) []string {
 	}
 	if len(t.Settings) > 0 {
 		for _, name := range slices.Sorted(maps.Keys(t.Settings)) {
-			params = append(params, name, t.Settings[name])
+			value := t.Settings[name]
+			if t.Status == StatusReadOnly && strings.EqualFold(name, readOnlySetting) {
+				value = "on" // "off" would fail where the transaction is read-only already
+			}
+			params = append(params, name, value)
 		}
+	}
+	if t.Status == StatusReadOnly {
+		// Last, so that none of Settings undoes it. The server itself refuses to go back to read-write in a
+		// transaction that has run a query, which the binding is.
+		params = append(params, readOnlySetting, "on")
 	}
 	return params
 }
@@ -189,7 +201,7 @@ func (bd *binding) query() string {
 	}
 	params := bd.binder.params(&bd.tenant)
 	next := 0
-	text := bd.binder.statement(bd.tenant.Isolation == IsolationSchema, len(bd.tenant.Settings), func() string {
+	text := bd.binder.statement(bd.tenant.Isolation == IsolationSchema, bd.tenant.settings(), func() string {
 		next++
 		return literal(params[next-1])
 	}) + ";"

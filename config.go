@@ -67,6 +67,12 @@ type Config struct {
 	// Nil means that each valid ID is that of an active tenant with IsolationRow.
 	Directory Directory
 
+	// Registry makes a Registry, which is the Directory then: see TenantDB.Registry. Directory must be nil.
+	// With a nil RegistryConfig.Pool it uses the pool of Admin.
+	//
+	// Nil means there is none.
+	Registry *RegistryConfig
+
 	// Setting is the run-time parameter that carries the tenant's ID and that policies read. It must be
 	// of the form prefix.name.
 	//
@@ -313,6 +319,17 @@ func (c *Config) validate() error {
 			fail("Config.Servers[%q]%w", clip(name), err)
 		}
 	}
+	if c.Registry != nil {
+		if c.Directory != nil {
+			fail("Config.Registry and Config.Directory are both set; the Registry is the Directory")
+		}
+		if c.Registry.Pool == nil && c.Admin == nil {
+			fail("Config.Registry needs a Pool, or Config.Admin")
+		}
+		for _, err := range c.Registry.problems() {
+			fail("Config.Registry%w", err)
+		}
+	}
 	if c.MaxPools < 0 {
 		fail("Config.MaxPools is %d; want 0 or more", c.MaxPools)
 	}
@@ -366,6 +383,7 @@ func (c *Config) copy() *Config {
 		s.Admin = copyPoolConfig(s.Admin)
 		d.Servers[name] = s
 	}
+	d.Registry = c.Registry.copy()
 	return &d
 }
 

@@ -40,7 +40,19 @@ var (
 	// sent to the server.
 	ErrTenantUnavailable = errors.New("pgxtenant: tenant unavailable")
 
-	// ErrClosed means the TenantDB has been closed.
+	// ErrTenantExists means Registry.Create was given the ID of a tenant that the registry has already.
+	ErrTenantExists = errors.New("pgxtenant: tenant exists already")
+
+	// ErrAliasTaken means an alias that belongs to another tenant. Nothing was changed.
+	ErrAliasTaken = errors.New("pgxtenant: alias taken by another tenant")
+
+	// ErrInvalidAlias means a text that can be no tenant's alias; see Record.Aliases for its form.
+	ErrInvalidAlias = errors.New("pgxtenant: invalid alias")
+
+	// ErrTenantStatus means a change of status that the tenant's present status does not allow.
+	ErrTenantStatus = errors.New("pgxtenant: the tenant's status does not allow it")
+
+	// ErrClosed means the TenantDB has been closed, or the Registry.
 	ErrClosed = errors.New("pgxtenant: closed")
 
 	// ErrUnbound means that a statement reached a connection that no checkout had bound, or one in a form

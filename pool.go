@@ -376,6 +376,24 @@ func (s *isolatedPools) evict(id string) {
 	}
 }
 
+// places returns where the open pools lead, and those being opened, by tenant ID: all, or only the one of id.
+func (s *isolatedPools) places(id string) map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	places := make(map[string]string)
+	for _, p := range s.open.Values() {
+		if id == "" || p.tenant.ID == id {
+			places[p.tenant.ID] = p.tenant.ConnString
+		}
+	}
+	for _, p := range s.opening {
+		if id == "" || p.tenant.ID == id {
+			places[p.tenant.ID] = p.tenant.ConnString
+		}
+	}
+	return places
+}
+
 func (s *isolatedPools) reset() {
 	s.mu.Lock()
 	pools := s.open.Values()

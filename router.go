@@ -32,6 +32,7 @@ type TenantDB struct {
 	servers  servers
 	budget   *budget // nil without Config.MaxConns
 	isolated isolatedPools
+	registry *Registry // may be nil
 
 	closed    atomic.Bool
 	closing   chan struct{} // closed by the first Close
@@ -92,7 +93,10 @@ func NewWithConfig(ctx context.Context, config *Config) (*TenantDB, error) {
 			return nil, fmt.Errorf("pgxtenant: admin pool: %w", err)
 		}
 	}
-	if db.servers, err = openServers(ctx, c); err != nil {
+	if db.servers, err = openServers(ctx, c); err == nil && c.Registry != nil {
+		err = db.openRegistry(ctx)
+	}
+	if err != nil {
 		db.Close()
 		return nil, err
 	}
@@ -114,6 +118,10 @@ func (db *TenantDB) Shared() *pgxpool.Pool { return db.shared }
 // Admin returns the pool made from Config.Admin, which no tenant is bound on and Config.MaxConns does
 // not count, or nil if that is not set. It must not be closed.
 func (db *TenantDB) Admin() *pgxpool.Pool { return db.admin }
+
+// Registry returns the registry made from Config.Registry, or nil if that is not set. It is closed with
+// the TenantDB.
+func (db *TenantDB) Registry() *Registry { return db.registry }
 
 // Config returns a copy of the Config that the TenantDB was made from.
 func (db *TenantDB) Config() *Config { return db.given.copy() }
@@ -240,6 +248,9 @@ func (db *TenantDB) startClosing() {
 		db.isolated.close()
 		go func() {
 			defer close(db.done)
+			if db.registry != nil {
+				db.registry.Close() // before the admin pool, which it may use
+			}
 			if db.admin != nil {
 				var admin sync.WaitGroup
 				admin.Go(db.admin.Close)
@@ -322,23 +333,27 @@ func (db *TenantDB) lookUp(ctx context.Context, c *tenantContext) (context.Conte
 
 // admit checks that t can be bound, and may be served.
 func (db *TenantDB) admit(c *tenantContext, t *Tenant) (*binding, error) {
-	bd, err := db.binder.bind(c, t)
+	err := check(t) // first: what is still being provisioned may lack what a binding needs
 	if err == nil {
-		err = check(t)
+		var bd *binding
+		if bd, err = db.binder.bind(c, t); err == nil {
+			return bd, nil
+		}
 	}
-	if err != nil {
-		return nil, &TenantError{clip(t.ID), "check", err}
-	}
-	return bd, nil
+	return nil, &TenantError{clip(t.ID), "check", err}
 }
 
 // check refuses every tenant whose status is not known to allow service.
 func check(t *Tenant) error {
 	switch t.Status {
-	case StatusActive:
+	case StatusActive, StatusReadOnly:
 		return nil
 	case StatusSuspended:
 		return ErrTenantSuspended
+	case StatusProvisioning:
+		return fmt.Errorf("%w: it is still being provisioned", ErrTenantUnavailable)
+	case StatusDeleting:
+		return fmt.Errorf("%w: it is being deleted", ErrTenantUnavailable)
 	}
 	return fmt.Errorf("%w: unknown status %v", ErrInvalidTenant, t.Status)
 }

@@ -70,7 +70,7 @@ func (i Isolation) String() string {
 	return fmt.Sprintf("Isolation(%d)", uint8(i))
 }
 
-// Status is the state of a tenant's account. Only an active tenant gets a connection.
+// Status is the state of a tenant's account. Only active and read-only tenants get a connection.
 type Status uint8
 
 const (
@@ -78,15 +78,30 @@ const (
 	StatusActive Status = iota
 	// StatusSuspended tenants are refused with ErrTenantSuspended.
 	StatusSuspended
+	// StatusProvisioning tenants are being made and refused with ErrTenantUnavailable.
+	StatusProvisioning
+	// StatusReadOnly tenants are served, each of their transactions as a read-only one: a statement that
+	// writes fails at the server with 25006, as does SET TRANSACTION READ WRITE after a query. It keeps a
+	// service from writing. It is no wall against foreign SQL: PostgreSQL 15 lets RESET transaction_read_only,
+	// and SET … TO DEFAULT, undo it for the rest of a transaction.
+	StatusReadOnly
+	// StatusDeleting tenants are being removed and refused with ErrTenantUnavailable.
+	StatusDeleting
 )
 
-// String returns "active" or "suspended".
+// String returns "active", "suspended", "provisioning", "read-only" or "deleting".
 func (s Status) String() string {
 	switch s {
 	case StatusActive:
 		return "active"
 	case StatusSuspended:
 		return "suspended"
+	case StatusProvisioning:
+		return "provisioning"
+	case StatusReadOnly:
+		return "read-only"
+	case StatusDeleting:
+		return "deleting"
 	}
 	return fmt.Sprintf("Status(%d)", uint8(s))
 }
@@ -156,6 +171,14 @@ func (t *Tenant) schema() string {
 		return t.Schema
 	}
 	return SchemaName(t.ID)
+}
+
+// settings is how many settings are bound besides those of the tenant's isolation.
+func (t *Tenant) settings() int {
+	if t.Status == StatusReadOnly {
+		return len(t.Settings) + 1
+	}
+	return len(t.Settings)
 }
 
 // equal reports whether t and o would be served in the same way.

@@ -27,13 +27,14 @@ type RegistryConfig struct {
 	// Pool configures the pool that the registry is read with. It must come from pgxpool.ParseConfig. A
 	// registry of its own also installs and changes its tables with it, so its role must own them; that
 	// of a TenantDB does so with Config.Admin, and Install grants Pool's role SELECT and no more.
+	// Both must lead to the same database, and not to a standby, which nothing can listen on.
 	//
 	// Nil means Config.Admin's pool. NewRegistry needs it.
 	Pool *pgxpool.Config
 
 	// ListenConn leads to the same database for the one connection that listens for changes. It must be a
 	// direct one: behind a pooler in transaction mode LISTEN hears nothing, and changes are then seen
-	// when TTL is over.
+	// when TTL is over. The connection counts towards no pool, nor towards Config.MaxConns.
 	//
 	// Nil means the connection configuration of the pool, its BeforeConnect hook included.
 	ListenConn *pgx.ConnConfig

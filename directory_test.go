@@ -390,6 +390,58 @@ func TestAReadThatAChangeOvertookIsNotKept(t *testing.T) {
 	}
 }
 
+func TestTwoProcessesCreateOneTenantOnce(t *testing.T) {
+	t.Parallel()
+	d, a := newRegistryDB(t)
+	b := openRegistry(t, d.OwnerURL())
+	var wg sync.WaitGroup
+	var made, exists, taken atomic.Int64
+	for i := range 40 {
+		r := []*Registry{a, b}[i%2]
+		wg.Go(func() { require.NoError(t, r.Install(context.Background())) })
+		wg.Go(func() {
+			// All want the aliases, in whatever order, and half of them the ID.
+			aliases := []string{"one", "two", "three"}
+			if i%2 == 0 {
+				aliases = []string{"three", "two", "one"}
+			}
+			_, err := r.Create(context.Background(), Record{Tenant: Tenant{ID: fmt.Sprint("t", i/4*(i%2))}, Aliases: aliases})
+			switch {
+			case err == nil:
+				made.Add(1)
+			case errors.Is(err, ErrTenantExists):
+				exists.Add(1)
+			case errors.Is(err, ErrAliasTaken):
+				taken.Add(1)
+			default:
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	require.EqualValues(t, 1, made.Load(), "exists %d, alias taken %d", exists.Load(), taken.Load())
+	super := d.Connect(d.SuperURL())
+	require.Equal(t, 1, count(t, super, t.Context(), "select count(*) from pgxtenant.tenant"))
+	require.Equal(t, 3, count(t, super, t.Context(), "select count(*) from pgxtenant.tenant_alias"))
+}
+
+// A call that loses its connection has done all or nothing, and the registry works again afterwards.
+func TestAConnectionLostInTheMiddleOfCreate(t *testing.T) {
+	t.Parallel()
+	d, direct := newRegistryDB(t)
+	p := pgtest.NewProxy(t, d.Server().Addr())
+	cut := &queryCounter{text: "insert into pgxtenant.tenant_alias", before: p.Cut}
+	r := openRegistry(t, d.Via(p.Addr()).OwnerURL(), func(c *RegistryConfig) { c.Pool.ConnConfig.Tracer = cut })
+	_, err := r.Create(t.Context(), Record{Tenant: Tenant{ID: "x"}, Aliases: []string{"one"}})
+	require.Error(t, err)
+	require.ErrorContains(t, err, `tenant "x": create`)
+	_, err = direct.Get(t.Context(), "x")
+	require.ErrorIs(t, err, ErrTenantNotFound)
+	cut.before = nil
+	create(t, r, Record{Tenant: Tenant{ID: "x"}, Aliases: []string{"one"}})
+	listening(t, r)
+}
+
 func TestCheckoutFollowsTheRegistry(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)

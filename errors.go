@@ -64,7 +64,7 @@ var (
 // errors.Is.
 type TenantError struct {
 	Tenant string // tenant ID as the caller gave it
-	Op     string // step that failed: "look up", "check", "open pool" or "acquire"
+	Op     string // step that failed, such as "look up", "check", "open pool", "acquire", "create" or "update"
 	Err    error  // cause, never nil
 }
 

@@ -56,6 +56,9 @@ type Config struct {
 	// Empty means there is none, and schemas are made by other means.
 	Template string
 
+	// TemplateReference are the tables of Template, by their bare names, whose rows each copy gets too.
+	TemplateReference []string
+
 	// Servers are the servers that databases of database tenants are made on, by names of your own
 	// choice, by which Provision and the registry place a tenant. A pool of each one's Admin is opened.
 	//
@@ -313,6 +316,11 @@ func (c *Config) validate() error {
 			fail("Config.Admin%w", err)
 		}
 	}
+	if c.Template != "" {
+		if err := validSchema(c.Template); err != nil {
+			fail("Config.Template %q: %w", clip(c.Template), err)
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.Servers)) {
 		s := c.Servers[name]
 		for _, err := range s.problems() {
@@ -378,6 +386,7 @@ func (c *Config) copy() *Config {
 	d := *c
 	d.Shared, d.Admin = copyPoolConfig(c.Shared), copyPoolConfig(c.Admin)
 	d.SharedSchemas = slices.Clone(c.SharedSchemas)
+	d.TemplateReference = slices.Clone(c.TemplateReference)
 	d.Servers = maps.Clone(c.Servers)
 	for name, s := range d.Servers {
 		s.Admin = copyPoolConfig(s.Admin)

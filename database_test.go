@@ -21,15 +21,23 @@ func uniqueID(d *pgtest.DB, id string) string {
 	return id + "-" + strings.TrimPrefix(d.Name, "pgxtenant_")
 }
 
+// parameterGrants are made one at a time: the server fails two at once for one parameter.
+var parameterGrants sync.Mutex
+
 // databasesAdmin is a server on which the owner's role may do what a DatabaseManager needs.
 func databasesAdmin(t *testing.T, settings ...string) (*pgtest.DB, *pgxpool.Pool) {
 	t.Helper()
 	d := pgtest.New(t)
 	owner := ident(d.Owner)
 	parameters := strings.Join(append(settings, DefaultSetting), ", ")
-	d.SuperExec("alter role "+owner+" createdb",
-		"grant set on parameter "+parameters+" to "+owner,
-		"grant pg_signal_backend to "+owner)
+	grant := func(conn *pgx.Conn, sql string) {
+		parameterGrants.Lock()
+		defer parameterGrants.Unlock()
+		_, err := conn.Exec(context.Background(), sql)
+		require.NoError(t, err)
+	}
+	d.SuperExec("alter role "+owner+" createdb", "grant pg_signal_backend to "+owner)
+	grant(d.Connect(d.SuperURL()), "grant set on parameter "+parameters+" to "+owner)
 	t.Cleanup(func() {
 		super := d.Connect(d.SuperURL())
 		ctx := context.Background()
@@ -38,8 +46,7 @@ func databasesAdmin(t *testing.T, settings ...string) (*pgtest.DB, *pgxpool.Pool
 			_, err := super.Exec(ctx, "drop database "+ident(name)+" with (force)")
 			require.NoError(t, err)
 		}
-		_, err := super.Exec(ctx, "revoke set on parameter "+parameters+" from "+owner)
-		require.NoError(t, err)
+		grant(super, "revoke set on parameter "+parameters+" from "+owner)
 	})
 	pool, err := pgxpool.New(context.Background(), d.OwnerURL("pool_max_conns=4"))
 	require.NoError(t, err)

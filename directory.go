@@ -96,6 +96,8 @@ type Registry struct {
 	ownsPool bool
 	vault    *vault
 	validate func(*Tenant) error
+	// place is where TenantDB.Provision makes databases; nil without a TenantDB.
+	place    func(server, tenantID string) (connString string, err error)
 	epoch    time.Time
 	tenants  registryCache // by ID
 	aliases  registryCache // by alias; only the ID is set
@@ -135,6 +137,7 @@ func (db *TenantDB) openRegistry(ctx context.Context) (err error) {
 	if db.registry, err = newRegistry(ctx, c, db.admin, db.binder.validate, db.tenantChanged); err != nil {
 		return err
 	}
+	db.registry.place = db.place
 	db.config.Directory, db.lookups.directory = db.registry, db.registry
 	db.registry.start()
 	return nil
@@ -227,6 +230,10 @@ func (r *Registry) readTenant(ctx context.Context, id string) (Tenant, error) {
 		return Tenant{}, err
 	}
 	t := rec.Tenant
+	if t.Isolation == IsolationDatabase && t.ConnString == "" && r.place != nil {
+		t.ConnString, err = r.place(rec.Server, id)
+		return t, err
+	}
 	if t.ConnString != "" && r.config.Resolve != nil {
 		if t.ConnString, err = r.config.Resolve(ctx, t.ConnString, t); err != nil {
 			return Tenant{}, fmt.Errorf("pgxtenant: resolve the reference to tenant %q's database: %w", id, err)

@@ -36,6 +36,9 @@ var (
 	// ErrNoAdmin means a call that needs Config.Admin, on a TenantDB made without it.
 	ErrNoAdmin = errors.New("pgxtenant: Config.Admin is not set, and this needs the role that owns the tables")
 
+	// ErrNoRegistry means a call that needs Config.Registry, on a TenantDB made without it.
+	ErrNoRegistry = errors.New("pgxtenant: Config.Registry is not set")
+
 	// ErrTenantUnavailable means the tenant is still being provisioned, or is being deleted. Nothing was
 	// sent to the server.
 	ErrTenantUnavailable = errors.New("pgxtenant: tenant unavailable")

@@ -17,7 +17,8 @@ import (
 // Record is a tenant as the registry keeps it.
 type Record struct {
 	// Tenant is what Lookup returns, except that with RegistryConfig.Resolve its ConnString is the reference.
-	// A database tenant may lack a ConnString as long as it is StatusProvisioning or StatusDeleting.
+	// A database tenant may lack a ConnString if TenantDB.Provision made its database, on Server, or as long as
+	// it is StatusProvisioning or StatusDeleting.
 	Tenant
 
 	// Aliases are further names that lead to the tenant: slugs, subdomains, custom domains. No two tenants
@@ -234,7 +235,7 @@ func isNotFound(err error) bool { return errors.Is(err, ErrTenantNotFound) }
 // encode checks rec, brings its aliases into form and returns what is stored.
 func (r *Registry) encode(rec *Record) ([]any, error) {
 	t := rec.Tenant
-	if (rec.Status == StatusProvisioning || rec.Status == StatusDeleting) && t.Isolation == IsolationDatabase && t.ConnString == "" {
+	if (rec.Server != "" || rec.Status == StatusProvisioning || rec.Status == StatusDeleting) && t.Isolation == IsolationDatabase && t.ConnString == "" {
 		t.ConnString = "to be known later"
 	}
 	if err := r.validate(&t); err != nil {

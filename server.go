@@ -71,6 +71,16 @@ func (db *TenantDB) Databases(server string) (*DatabaseManager, error) {
 	return nil, fmt.Errorf("pgxtenant: Config.Servers names no server %q, only %q", clip(server), slices.Sorted(maps.Keys(db.config.Servers)))
 }
 
+// place returns the connection string of a database that Provision made.
+func (db *TenantDB) place(server, tenantID string) (string, error) {
+	s, ok := db.config.Servers[server]
+	if !ok {
+		_, err := db.Databases(server)
+		return "", err
+	}
+	return withDatabase(s.ConnString, DatabaseName(tenantID))
+}
+
 // problems reports what makes a server unfit for use.
 func (s *DatabaseServer) problems() (errs []error) {
 	for _, err := range poolProblems(s.Admin) {

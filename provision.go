@@ -1,0 +1,238 @@
+package pgxtenant
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// A ProvisionOption adjusts one call of Provision.
+type ProvisionOption func(*Record)
+
+// OnServer says on which of Config.Servers the database of a database tenant is made. It may be left out
+// where there is only one.
+func OnServer(name string) ProvisionOption { return func(r *Record) { r.Server = name } }
+
+// WithAliases gives the tenant further names, by which Registry.ByAlias finds it.
+func WithAliases(aliases ...string) ProvisionOption {
+	return func(r *Record) { r.Aliases = append(r.Aliases, aliases...) }
+}
+
+// Provision makes a tenant: its row in the registry, with StatusProvisioning, then its schema, as a copy
+// of Config.Template, or its database, on one of Config.Servers, with the grants for the application's
+// role; and last it gives the tenant the Status of t, so that nobody is served a tenant that is not
+// whole. It needs Config.Registry and Config.Admin.
+//
+// A call that fails or dies at any step is completed by the same call, from any process; two at once make
+// one tenant. Provisioning a tenant that is there already, in the same place, is no error and changes nothing
+// about it; one that is elsewhere, or is being deleted, is ErrTenantExists.
+//
+// A database tenant whose ConnString is set has a database already: none is made, and OnServer is refused.
+func (db *TenantDB) Provision(ctx context.Context, t Tenant, options ...ProvisionOption) error {
+	record := Record{Tenant: t}
+	for _, o := range options {
+		o(&record)
+	}
+	if err := db.provision(ctx, record); err != nil {
+		if te := (*TenantError)(nil); errors.As(err, &te) {
+			return err
+		}
+		return &TenantError{clip(t.ID), "provision", err}
+	}
+	return nil
+}
+
+func (db *TenantDB) provision(ctx context.Context, want Record) error {
+	if err := db.placeable(&want); err != nil {
+		return err
+	}
+	final := want.Status
+	want.Status = StatusProvisioning
+	_, err := db.registry.Create(ctx, want)
+	if errors.Is(err, ErrTenantExists) {
+		there, found := db.registry.Get(ctx, want.ID)
+		if found != nil {
+			return found
+		}
+		if err = samePlace(&there, &want); err == nil && there.Status != StatusProvisioning {
+			final = there.Status // made before; what follows finds all there
+		}
+	}
+	if err != nil {
+		return err
+	}
+	switch want.Isolation {
+	case IsolationSchema:
+		schemas, err := db.Schemas()
+		if err != nil {
+			return err
+		}
+		if err := schemas.provision(ctx, want.ID, want.Tenant.schema()); err != nil {
+			return err
+		}
+	case IsolationDatabase:
+		if want.Server != "" {
+			if err := db.servers[want.Server].Provision(ctx, want.ID); err != nil {
+				return err
+			}
+		}
+	}
+	return db.registry.setStatus(ctx, want.ID, []Status{StatusProvisioning, final}, final)
+}
+
+// placeable completes a record with where the tenant's data will be, or says why they cannot be anywhere.
+func (db *TenantDB) placeable(r *Record) error {
+	switch {
+	case db.closed.Load():
+		return ErrClosed
+	case db.registry == nil:
+		return ErrNoRegistry
+	case db.admin == nil:
+		return ErrNoAdmin
+	case r.Status != StatusActive && r.Status != StatusSuspended && r.Status != StatusReadOnly:
+		return fmt.Errorf("%w: a tenant is not provisioned to be %v", ErrInvalidTenant, r.Status)
+	case r.Isolation != IsolationDatabase && r.Server != "":
+		return fmt.Errorf("%w: OnServer is for tenants with database isolation, and it has %v isolation", ErrInvalidTenant, r.Isolation)
+	}
+	if r.Isolation == IsolationDatabase && r.ConnString == "" {
+		if r.Server == "" && len(db.servers) == 1 {
+			for r.Server = range db.servers {
+			}
+		}
+		if _, err := db.Databases(r.Server); err != nil {
+			return err
+		}
+	}
+	_, err := db.registry.encode(r)
+	return err
+}
+
+// samePlace reports whether a tenant that exists is where it is now asked for.
+func samePlace(there, want *Record) error {
+	switch {
+	case there.Status == StatusDeleting:
+		return fmt.Errorf("%w: it is being deleted; Deprovision it to the end first", ErrTenantExists)
+	case there.Isolation != want.Isolation || there.Isolation == IsolationSchema && there.Tenant.schema() != want.Tenant.schema():
+		return fmt.Errorf("%w: with %v isolation, in another place", ErrTenantExists, there.Isolation)
+	case there.Server != want.Server:
+		return fmt.Errorf("%w: on server %q", ErrTenantExists, there.Server)
+	}
+	return nil
+}
+
+// A DeprovisionOption adjusts one call of Deprovision.
+type DeprovisionOption func(*deprovisioning)
+
+type deprovisioning struct{ retire bool }
+
+// Retire sets the tenant's schema or database aside instead of dropping it: SchemaManager.Purge and
+// DatabaseManager.Purge drop it for good, and Restore brings it back until then. It is not possible
+// for a row tenant, whose rows are among all others'; suspend that instead.
+func Retire() DeprovisionOption { return func(d *deprovisioning) { d.retire = true } }
+
+// Deprovision removes a tenant: it is given StatusDeleting, then its data are removed (the rows of a row
+// tenant from all tables that a policy on the tenant setting guards, in one transaction; the schema; the
+// database, if Provision made it), and last its row in the registry.
+//
+// Between the two it waits until RegistryConfig.TTL, and StaleOnError, have passed since the change of status, for a
+// process that has missed the news serves the tenant from its cache for as long. What such a process or
+// an open transaction writes even later is not seen.
+//
+// A call that fails or dies at any step is completed by the same call, from any process. A tenant that is
+// not in the registry is ErrTenantNotFound: nothing is left of it.
+func (db *TenantDB) Deprovision(ctx context.Context, tenantID string, options ...DeprovisionOption) error {
+	var d deprovisioning
+	for _, o := range options {
+		o(&d)
+	}
+	if err := db.deprovision(ctx, tenantID, d); err != nil {
+		if te := (*TenantError)(nil); errors.As(err, &te) {
+			return err
+		}
+		return &TenantError{clip(tenantID), "deprovision", err}
+	}
+	return nil
+}
+
+func (db *TenantDB) deprovision(ctx context.Context, id string, d deprovisioning) error {
+	switch {
+	case db.closed.Load():
+		return ErrClosed
+	case db.registry == nil:
+		return ErrNoRegistry
+	case db.admin == nil:
+		return ErrNoAdmin
+	}
+	record, err := db.registry.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	if d.retire && record.Isolation == IsolationRow {
+		return fmt.Errorf("%w: Retire is not for a tenant whose rows are among others'; Suspend it instead", ErrInvalidTenant)
+	}
+	if record.Status != StatusDeleting {
+		record, err = db.registry.Update(ctx, id, func(r *Record) error {
+			r.Status = StatusDeleting
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	db.Evict(id)
+	if err := db.staleAnswersGone(ctx, record.Changed); err != nil {
+		return err
+	}
+	if err := db.removeData(ctx, &record, d); err != nil {
+		return err
+	}
+	err = db.registry.Delete(ctx, id)
+	if errors.Is(err, ErrTenantNotFound) {
+		return nil // another process did the same, and was first
+	}
+	return err
+}
+
+// staleAnswersGone waits until no process can have a tenant in memory as it was before a change.
+func (db *TenantDB) staleAnswersGone(ctx context.Context, changed time.Time) error {
+	var now time.Time // the server's, as the time of the change is
+	if err := db.registry.write.QueryRow(ctx, "select clock_timestamp()").Scan(&now); err != nil {
+		return err
+	}
+	wait := time.NewTimer(db.registry.config.TTL + db.registry.config.StaleOnError - now.Sub(changed))
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (db *TenantDB) removeData(ctx context.Context, record *Record, d deprovisioning) error {
+	switch record.Isolation {
+	case IsolationSchema:
+		schemas, err := db.Schemas()
+		if err != nil {
+			return err
+		}
+		if d.retire {
+			return schemas.retire(ctx, record.ID, record.schema())
+		}
+		return schemas.drop(ctx, record.ID, record.schema())
+	case IsolationDatabase:
+		if record.Server == "" {
+			return nil // it is not ours
+		}
+		databases, err := db.Databases(record.Server)
+		if err != nil {
+			return err
+		}
+		if d.retire {
+			return databases.Retire(ctx, record.ID)
+		}
+		return databases.Drop(ctx, record.ID)
+	}
+	return db.deleteRows(ctx, record.ID)
+}

@@ -31,12 +31,6 @@ func (db *TenantDB) appRole() string { return db.config.Shared.ConnConfig.User }
 // ident quotes a name, which may be qualified, for SQL.
 func ident(parts ...string) string { return pgx.Identifier(parts).Sanitize() }
 
-// execer is what DDL needs of a connection, pool or transaction.
-type execer interface {
-	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-}
-
 // beginner is a connection or a pool.
 type beginner interface {
 	Begin(ctx context.Context) (pgx.Tx, error)

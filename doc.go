@@ -48,6 +48,10 @@
 //		(tenant_id = (select nullif(current_setting('app.current_tenant_id', true), '')));
 //	alter table invoice enable row level security, force row level security;
 //
+// What a tenant needs in the database is made and removed by [TenantDB.EnableRLS], [SchemaManager],
+// [DatabaseManager] and [Registry], and for one tenant together by [TenantDB.Provision] and
+// [TenantDB.Deprovision]. They run on Config.Admin, never as the service's own role.
+//
 // # Contexts
 //
 // The tenant travels in the context. [WithTenant] takes it whole. [WithTenantID] takes its ID, which each
@@ -80,7 +84,7 @@
 // # Errors
 //
 // A failure to find, admit or connect a tenant is a [*TenantError], which tells the tenant and the step. Ask
-// errors.Is for its cause: [ErrTenantNotFound], [ErrTenantSuspended], [ErrInvalidTenantID],
+// errors.Is for its cause: [ErrTenantNotFound], [ErrTenantSuspended], [ErrTenantUnavailable], [ErrInvalidTenantID],
 // [ErrInvalidTenant], [ErrWrongTenant], [ErrPoolsBusy]. [ErrNoTenant] and [ErrClosed] come without one.
 // After any of these the statement has not been sent. What the server refuses is a *pgconn.PgError as
 // ever: 42501 for a row that a policy does not let in; and if the binding itself was refused, the message

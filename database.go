@@ -428,6 +428,10 @@ func (m *DatabaseManager) remove(ctx context.Context, conn *pgx.Conn, name strin
 	return m.explain(err)
 }
 
+// sessionsOf selects the sessions in a database. Autovacuum is none: only a superuser may end it, and the server
+// itself does so where a database is dropped or renamed.
+const sessionsOf = "from pg_catalog.pg_stat_activity where datname = $1 and backend_type <> 'autovacuum worker'"
+
 // closeOff lets no new connection in, waits for those that are open, and terminates what is left.
 func (m *DatabaseManager) closeOff(ctx context.Context, conn *pgx.Conn, name string, grace time.Duration) error {
 	if _, err := conn.Exec(ctx, "alter database "+ident(name)+" allow_connections false"); err != nil {
@@ -442,7 +446,7 @@ func (m *DatabaseManager) closeOff(ctx context.Context, conn *pgx.Conn, name str
 			return err
 		}
 	}
-	if _, err := conn.Exec(ctx, "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity where datname = "+literal(name)); err != nil {
+	if _, err := conn.Exec(ctx, "select pg_catalog.pg_terminate_backend(pid) "+sessionsOf, name); err != nil {
 		return m.explain(err)
 	}
 	return m.emptied(ctx, conn, name)
@@ -461,7 +465,7 @@ func (m *DatabaseManager) emptied(ctx context.Context, conn *pgx.Conn, name stri
 		case <-pause.C:
 		}
 		var users int
-		err := conn.QueryRow(context.WithoutCancel(ctx), "select count(*) from pg_catalog.pg_stat_activity where datname = $1", name).Scan(&users)
+		err := conn.QueryRow(context.WithoutCancel(ctx), "select count(*) "+sessionsOf, name).Scan(&users)
 		if err != nil || users == 0 {
 			return err
 		}

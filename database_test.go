@@ -380,3 +380,29 @@ func TestDatabasesBadInput(t *testing.T) {
 	require.ErrorAs(t, err, &pgErr)
 	require.NotContains(t, err.Error(), "hidden")
 }
+
+// Autovacuum may be at work in a database when it is dropped, and no role but a superuser may end it.
+func TestADatabaseUnderAutovacuumIsDropped(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	d := pgtest.NewServer(t).New(t)
+	d.SuperExec("alter role "+ident(d.Owner)+" createdb", "grant pg_signal_backend to "+ident(d.Owner),
+		"grant set on parameter "+DefaultSetting+" to "+ident(d.Owner),
+		"alter system set autovacuum_naptime = '1s'", "alter system set autovacuum_vacuum_cost_delay = '100ms'",
+		"alter system set autovacuum_vacuum_cost_limit = 1", "select pg_reload_conf()")
+	t.Cleanup(func() { d.SuperExec("revoke set on parameter " + DefaultSetting + " from " + ident(d.Owner)) })
+	admin, err := pgxpool.New(ctx, d.OwnerURL("pool_max_conns=4"))
+	require.NoError(t, err)
+	t.Cleanup(admin.Close)
+	m := databases(t, admin, DatabaseOptions{Grace: -1, Setup: func(ctx context.Context, conn *pgx.Conn, _ string) error {
+		_, err := conn.Exec(ctx, "create table note as select i, repeat('x', 1000) body from generate_series(1, 20000) i; delete from note")
+		return err
+	}})
+	require.NoError(t, m.Provision(ctx, "a"))
+	super := d.Connect(d.SuperURL())
+	require.Eventually(t, func() bool {
+		return count(t, super, ctx, "select count(*) from pg_stat_activity where datname = $1 and backend_type = 'autovacuum worker'", DatabaseName("a")) > 0
+	}, time.Minute, 10*time.Millisecond)
+	require.NoError(t, m.Drop(ctx, "a"))
+	require.Empty(t, strs(t, super, ctx, "select datname from pg_database where datname = $1", DatabaseName("a")))
+}

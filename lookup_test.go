@@ -121,9 +121,10 @@ func TestALookupEndsWithItsLastCaller(t *testing.T) {
 	d := pgtest.New(t)
 	dir := newDirectory(Tenant{ID: "a"})
 	asked := make(chan context.Context, 10)
-	hang := true
+	var hang atomic.Bool
+	hang.Store(true)
 	dir.before = func(ctx context.Context, _ string) {
-		if asked <- ctx; hang {
+		if asked <- ctx; hang.Load() {
 			<-ctx.Done()
 		}
 	}
@@ -135,7 +136,7 @@ func TestALookupEndsWithItsLastCaller(t *testing.T) {
 	cancel()
 	require.ErrorIs(t, <-result, context.Canceled)
 	<-lookupCtx.Done()
-	hang = false
+	hang.Store(false)
 	require.NoError(t, db.Ping(WithTenantID(context.Background(), "a")), "the next one asks anew")
 }
 

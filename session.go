@@ -13,11 +13,11 @@ type leavings uint8
 const (
 	// leavesSequence: a sequence was or may have been drawn from; currval and lastval would tell.
 	leavesSequence leavings = 1 << iota
-	// leavesSession: settings, roles, cursors, temporary objects, advisory locks.
+	// leavesSession: settings, roles, cursors, temporary objects, advisory locks, and statements prepared by
+	// SQL, perhaps under the names of ours or pgx's, which would then run in their place.
 	leavesSession
 	// leavesForGood is what cannot be cleaned away without harm, so that the connection is closed
-	// instead: notifications that pgx may have queued, SQL-level prepared statements (DEALLOCATE ALL
-	// would take pgx's own with them), dblink connections.
+	// instead: notifications that pgx may have queued, dblink connections.
 	leavesForGood
 
 	leavesAll = leavesSequence | leavesSession
@@ -25,7 +25,7 @@ const (
 
 // cleaning is one statement that removes leavings of the previous tenant. All of them may run inside
 // a transaction, ahead of the binding and in its segment, unlike DISCARD ALL; none of them touches the
-// prepared statements that pgx keeps.
+// prepared statements that pgx keeps, unless SQL has put others in their place.
 type cleaning struct {
 	sql      string
 	leavings leavings
@@ -38,6 +38,9 @@ var cleanings = makeCleanings(
 	// First the role, so that the rest runs as the one that logged in.
 	cleaning{sql: "reset session authorization", leavings: leavesSession},
 	cleaning{sql: "reset role", leavings: leavesSession},
+	// DEALLOCATE ALL would take pgx's own too. A statement of pgx's that SQL replaced is gone after it, which
+	// pgx finds out by an error of the one who uses it next.
+	cleaning{sql: "do $$ declare n text; begin for n in select name from pg_catalog.pg_prepared_statement() where from_sql loop execute pg_catalog.format('deallocate %I', n); end loop; end $$", leavings: leavesSession},
 	cleaning{sql: "close all", leavings: leavesSession},
 	cleaning{sql: "unlisten *", leavings: leavesSession}, // at commit; wireConn drops notifications until then
 	cleaning{sql: "select pg_catalog.pg_advisory_unlock_all()", leavings: leavesSession},
@@ -78,7 +81,6 @@ func leavingsOfTag(tag []byte, rows int64, none bool) leavings {
 		if string(rest) == "TRANSACTION" {
 			return 0
 		}
-		return leavesForGood
 	case "LISTEN":
 		return leavesForGood
 	case "DISCARD":

@@ -3,6 +3,7 @@ package pgxtenant
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -42,6 +43,9 @@ func leftovers() []leftBehind {
 		{name: "advisory lock tried", leave: []string{"select PG_TRY_ADVISORY_LOCK_SHARED(4711)"}, look: "select count(*)::text from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"},
 		{name: "advisory lock by a function", leave: []string{"select plant('select pg_advisory_lock(4711)')"}, look: "select count(*)::text from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()", hidden: true},
 		{name: "prepared statement", leave: []string{"prepare p as select body from docs"}, look: "select count(*)::text from pg_prepared_statements where from_sql"},
+		{name: "binding replaced", leave: []string{plantStatement("pgxtenant_row", "(text) as select set_config('app.current_tenant_id', 'a', true)")}, look: readTenant},
+		{name: "binding replaced by a function", leave: []string{"select plant(" + literal(plantStatement("pgxtenant_row", "(text) as select set_config('app.current_tenant_id', 'a', true)")) + ")"}, look: readTenant, hidden: true},
+		{name: "cleanings replaced", leave: plantCleanings(), look: "show work_mem"},
 		{name: "setting", leave: []string{"set work_mem = '1234kB'"}, look: "show work_mem"},
 		{name: "setting after rollback and more", leave: []string{"begin; set work_mem = '1234kB'; commit", "begin; set work_mem = '1235kB'; rollback"}, look: "show work_mem"},
 		{name: "setting by set_config", leave: []string{"select set_config('work_mem', '1234kB', false)"}, look: "show work_mem"},
@@ -58,6 +62,18 @@ func leftovers() []leftBehind {
 		{name: "sequence by default", leave: []string{"insert into numbered (body) values ('x')"}, look: "select currval_or_none()"},
 		{name: "sequence by a function", leave: []string{"select plant('select nextval(''numbers'')')"}, look: "select currval_or_none()", hidden: true},
 	}
+}
+
+// plantStatement puts a statement in the place of another.
+func plantStatement(name, as string) string {
+	return fmt.Sprintf("do $$ begin begin deallocate %[1]s; exception when others then end; execute %[2]s; end $$", name, literal("prepare "+name+as))
+}
+
+func plantCleanings() (leave []string) {
+	for i := range cleanings {
+		leave = append(leave, plantStatement("pgxtenant_clean_"+strconv.Itoa(i), " as select 1"))
+	}
+	return append(leave, "set work_mem = '1234kB'")
 }
 
 func leftoversDB(t testing.TB) *pgtest.DB {
@@ -173,6 +189,27 @@ func TestHiddenStateNeedsStrict(t *testing.T) {
 	_, err := pool.Exec(as("a"), "select plant('set work_mem = ''1234kB''')")
 	require.NoError(t, err)
 	require.Equal(t, []string{"1234kB"}, strs(t, pool, as("b"), "show work_mem"))
+}
+
+// A statement of pgx's own that a tenant replaced is not run by another: it is gone, as pgx finds out.
+func TestAReplacedStatementOfPgxIsNotRun(t *testing.T) {
+	t.Parallel()
+	db := leftoversDB(t)
+	pool := boundPool(t, db.AppURL())
+	const read = "select body from docs where $1 order by id"
+	require.Equal(t, []string{"a1", "a2"}, strs(t, pool, as("a"), read, true))
+	names := strs(t, pool, as("a"), "select name from pg_prepared_statements where statement = $1", read)
+	require.Len(t, names, 1)
+	_, err := pool.Exec(as("a"), plantStatement(names[0], "(bool) as select 'planted'::text"))
+	require.NoError(t, err)
+	require.Equal(t, []string{"planted"}, strs(t, pool, as("a"), read, true))
+
+	rows, err := pool.Query(as("b"), read, true)
+	require.NoError(t, err)
+	got, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.Empty(t, got)
+	require.Equal(t, "26000", pgCode(err))
+	require.Equal(t, []string{"b1", "b2"}, strs(t, pool, as("b"), read, true))
 }
 
 // The same tenant finds its own session again, in the default setting: nothing is cleaned for it.

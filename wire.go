@@ -138,6 +138,9 @@ func (w *wireConn) assign(bd *binding) (bool, error) {
 		if w.strict {
 			w.stale |= leavesAll
 		}
+		if w.stale&leavesSession != 0 {
+			w.prepared = 0 // SQL may have put another statement in the place of ours
+		}
 		// What cannot be cleaned, or not without erasing what the caller's hook set up.
 		if w.stale&leavesForGood != 0 || w.stale&w.setup&leavesSession != 0 {
 			return false, nil

@@ -40,12 +40,7 @@ type beginner interface {
 // the steps that a database has not seen yet. Steps are only ever added, so an older version of the package
 // finds more steps done than it knows and leaves all as it is. Any number of processes may install at once.
 func install(ctx context.Context, on beginner, component string, steps []string) error {
-	err := pgx.BeginFunc(ctx, on, func(tx pgx.Tx) error {
-		// The lock is held to the end of the transaction: "create … if not exists" is no protection from
-		// another that does the same at the same moment.
-		if _, err := tx.Exec(ctx, "select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pgxtenant install', 0))"); err != nil {
-			return err
-		}
+	err := installing(ctx, on, func(tx pgx.Tx) error {
 		var there bool
 		if err := tx.QueryRow(ctx, "select pg_catalog.to_regclass('pgxtenant.component') is not null").Scan(&there); err != nil {
 			return err
@@ -74,6 +69,18 @@ func install(ctx context.Context, on beginner, component string, steps []string)
 		return fmt.Errorf("pgxtenant: install %s in schema %s: %w", component, ownSchema, adminError(err))
 	}
 	return nil
+}
+
+// installing runs f in a transaction that no other like it runs beside: "create … if not exists" is no
+// protection from another that does the same at the same moment, and two grants on one object may fail with
+// "tuple concurrently updated".
+func installing(ctx context.Context, on beginner, f func(tx pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, on, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pgxtenant install', 0))"); err != nil {
+			return err
+		}
+		return f(tx)
+	})
 }
 
 // adminError says what the server's refusal of a right means for the role that DDL runs as.

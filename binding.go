@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 	"unicode/utf8"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -32,6 +33,7 @@ type binder struct {
 	setting       string
 	sharedSchemas []string
 	strict        bool
+	sealer        *sealer // nil without Config.Seal
 	none          *binding
 	cache         *lru.Cache[string, *binding] // by tenant ID
 	shapes        [2 * maxShapes]atomic.Pointer[shape]
@@ -42,6 +44,7 @@ type binderOptions struct {
 	setting       string   // "" is DefaultSetting
 	sharedSchemas []string // nil is DefaultSharedSchemas
 	strict        bool     // clean the session at every change of tenant
+	seal          *SealConfig
 }
 
 func newBinder(o binderOptions) (*binder, error) {
@@ -63,7 +66,7 @@ func newBinder(o binderOptions) (*binder, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	b := &binder{setting: o.setting, sharedSchemas: slices.Clone(o.sharedSchemas), strict: o.strict}
+	b := &binder{setting: o.setting, sharedSchemas: slices.Clone(o.sharedSchemas), strict: o.strict, sealer: newSealer(o.seal, o.setting)}
 	b.cache, _ = lru.New[string, *binding](cachedBindings) // fails only below 1
 	b.none = b.encode(Tenant{})
 	return b, nil
@@ -78,6 +81,7 @@ type binding struct {
 	// For the extended protocol: Bind and Execute of shape's prepared statement.
 	shape *shape
 	exec  []byte
+	renew time.Time // when the signature in exec is to be renewed; zero for never
 
 	text atomic.Pointer[string] // see query
 }
@@ -85,6 +89,7 @@ type binding struct {
 // shape is the prepared statement that all tenants with as many settings share, so that what the server
 // sees does not vary by tenant. It is named, so that the caller's unnamed statement survives.
 type shape struct {
+	sql     string
 	prepare []byte // Close and Parse; see appendPrepare
 	name    string
 	bit     uint64 // of wireConn.prepared; 0 for a shape too rare to be kept prepared
@@ -121,6 +126,24 @@ func (b *binder) bind(c *tenantContext, t *Tenant) (*binding, error) {
 	return bd, nil
 }
 
+// fresh returns bd, or its successor if the time of its signature is running out.
+func (bd *binding) fresh() *binding {
+	if bd.renew.IsZero() || time.Now().Before(bd.renew) {
+		return bd
+	}
+	b := bd.binder
+	if kept, ok := b.cache.Get(bd.tenant.ID); ok && kept.tenant.equal(&bd.tenant) && time.Now().Before(kept.renew) {
+		return kept
+	}
+	bd = b.encode(bd.tenant)
+	b.cache.Add(bd.tenant.ID, bd)
+	return bd
+}
+
+// sealed reports whether exec has a signature, which must not be seen in a statement's text: that is
+// shown to every session of the same role, by pg_stat_activity.
+func (bd *binding) sealed() bool { return bd.binder.sealer != nil }
+
 // validate reports whether t can be bound.
 func (b *binder) validate(t *Tenant) error {
 	if err := ValidateID(t.ID); err != nil {
@@ -155,7 +178,7 @@ func (b *binder) validate(t *Tenant) error {
 		switch {
 		case !validSettingName(name):
 			fail("setting %q is not a name of letters, digits and _, with one dot at most", clip(name))
-		case strings.EqualFold(name, b.setting), strings.EqualFold(name, "search_path"):
+		case strings.EqualFold(name, b.setting), strings.EqualFold(name, "search_path"), strings.EqualFold(name, sealSetting):
 			fail("setting %q is bound by the package itself", name)
 		case strings.IndexByte(value, 0) >= 0 || !utf8.ValidString(value):
 			fail("the value of setting %q has a NUL byte or is not UTF-8", name)
@@ -166,16 +189,51 @@ func (b *binder) validate(t *Tenant) error {
 
 // encode builds the binding of a tenant that has been validated. The zero Tenant binds the empty string.
 func (b *binder) encode(t Tenant) *binding {
-	s := b.shape(t.Isolation == IsolationSchema, t.settings())
-	return &binding{tenant: t, binder: b, shape: s, exec: appendExecute(nil, s.name, b.params(&t)...)}
+	bd := &binding{tenant: t, binder: b, shape: b.shape(t.Isolation == IsolationSchema, b.settings(&t))}
+	seal := ""
+	if b.sealer != nil {
+		seal, bd.renew = b.sealer.seal(t.ID)
+	}
+	bd.exec = appendExecute(nil, bd.shape.name, b.params(&t, seal)...)
+	return bd
+}
+
+// bindTx binds a row tenant to a transaction on a connection that nothing binds.
+func (b *binder) bindTx(ctx context.Context, tx pgx.Tx, tenantID string) error {
+	t := Tenant{ID: tenantID}
+	seal := ""
+	if b.sealer != nil {
+		seal, _ = b.sealer.seal(tenantID)
+	}
+	var args []any
+	for _, p := range b.params(&t, seal) {
+		args = append(args, p)
+	}
+	_, err := tx.Exec(ctx, b.shape(false, b.settings(&t)).sql, args...)
+	return err
+}
+
+// settings is how many settings are bound besides those of the tenant's isolation.
+func (b *binder) settings(t *Tenant) int {
+	n := len(t.Settings)
+	if b.sealer != nil {
+		n++
+	}
+	if t.Status == StatusReadOnly {
+		n++
+	}
+	return n
 }
 
 // params are the values of t's binding, in the order in which statement asks for them.
-func (b *binder) params(t *Tenant) []string {
-	params := append(make([]string, 0, 4), t.ID)
+func (b *binder) params(t *Tenant, seal string) []string {
+	params := append(make([]string, 0, 6), t.ID)
 	if t.Isolation == IsolationSchema {
 		schema := t.schema()
 		params = append(params, schema, searchPath(schema, b.sharedSchemas), `"the role may not use schema `+schema)
+	}
+	if b.sealer != nil {
+		params = append(params, sealSetting, seal)
 	}
 	if len(t.Settings) > 0 {
 		for _, name := range slices.Sorted(maps.Keys(t.Settings)) {
@@ -194,14 +252,15 @@ func (b *binder) params(t *Tenant) []string {
 	return params
 }
 
-// query is the binding for the simple protocol: the same as text, which the server must parse each time.
+// query is the binding for the simple protocol: the same as text, which the server must parse each time. It
+// has no signature; see sealed.
 func (bd *binding) query() string {
 	if text := bd.text.Load(); text != nil {
 		return *text
 	}
-	params := bd.binder.params(&bd.tenant)
+	params := bd.binder.params(&bd.tenant, "")
 	next := 0
-	text := bd.binder.statement(bd.tenant.Isolation == IsolationSchema, bd.tenant.settings(), func() string {
+	text := bd.binder.statement(bd.tenant.Isolation == IsolationSchema, bd.binder.settings(&bd.tenant), func() string {
 		next++
 		return literal(params[next-1])
 	}) + ";"
@@ -245,10 +304,11 @@ func (b *binder) shape(schema bool, settings int) *shape {
 		s.name += "_" + strconv.Itoa(settings)
 	}
 	n := 0
-	s.prepare = appendPrepare(nil, s.name, b.statement(schema, settings, func() string {
+	s.sql = b.statement(schema, settings, func() string {
 		n++
 		return "$" + strconv.Itoa(n)
-	}))
+	})
+	s.prepare = appendPrepare(nil, s.name, s.sql)
 	if s.bit != 0 {
 		b.shapes[i].Store(s) // another goroutine's is the same
 	}
@@ -362,7 +422,18 @@ func appendExecute(dst []byte, name string, params ...string) []byte {
 		}
 		return append(d, 0, 0)
 	})
-	return append(dst, 'E', 0, 0, 0, 9, 0, 0, 0, 0, 0)
+	return append(dst, executeUnnamed...)
+}
+
+// executeUnnamed executes the unnamed portal, to its end.
+const executeUnnamed = "E\x00\x00\x00\x09\x00\x00\x00\x00\x00"
+
+// appendStatement parses, binds, describes and executes a statement without parameters or a name.
+func appendStatement(dst []byte, sql string) []byte {
+	dst = appendMessage(dst, 'P', func(d []byte) []byte { return append(appendCString(append(d, 0), sql), 0, 0) })
+	dst = append(dst, 'B', 0, 0, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0)
+	dst = append(dst, 'D', 0, 0, 0, 6, 'P', 0)
+	return append(dst, executeUnnamed...)
 }
 
 // Bind makes every statement on the pools made from config run as the tenant of the context it was

@@ -71,12 +71,8 @@ func (r *Registry) Install(ctx context.Context) error {
 	if reader == owner {
 		return nil
 	}
-	err := pgx.BeginFunc(ctx, r.write, func(tx pgx.Tx) error {
-		// Two that grant on one object at the same moment may fail with "tuple concurrently updated".
-		_, err := tx.Exec(ctx, `select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pgxtenant install', 0))`)
-		if err == nil {
-			_, err = tx.Exec(ctx, fmt.Sprintf("grant usage on schema pgxtenant to %[1]s; grant select on pgxtenant.tenant, pgxtenant.tenant_alias to %[1]s", ident(reader)))
-		}
+	err := installing(ctx, r.write, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, fmt.Sprintf("grant usage on schema pgxtenant to %[1]s; grant select on pgxtenant.tenant, pgxtenant.tenant_alias to %[1]s", ident(reader)))
 		return err
 	})
 	if err != nil {

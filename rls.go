@@ -58,7 +58,7 @@ func Tables(names ...string) []RLSTable {
 //   - the tenant column: NOT NULL, never empty, and by default the bound tenant, so that INSERT need not name it;
 //   - an index that begins with the tenant column;
 //   - a policy, PolicyName, that lets the bound tenant read and write its own rows, and refuses all where
-//     the setting is unset or empty;
+//     the setting is unset or empty, or with Config.Seal, where the tenant is not sealed;
 //   - row-level security itself, forced, so that it holds the table's owner too;
 //   - SELECT, INSERT, UPDATE and DELETE for the role of Config.Shared, and USAGE of the sequences that the
 //     table's columns draw from. TRUNCATE, REFERENCES and TRIGGER, which go past policies, are taken from it.
@@ -154,7 +154,7 @@ func (db *TenantDB) planTable(ctx context.Context, on beginner, plan planner, ta
 		return nil, err
 	}
 	err = pgx.BeginFunc(ctx, on, func(tx pgx.Tx) error {
-		t := rlsTable{RLSTable: table, setting: db.config.Setting, role: db.appRole()}
+		t := rlsTable{RLSTable: table, setting: db.config.Setting, sealed: db.config.Seal != nil, role: db.appRole()}
 		if err := t.read(ctx, tx, lock); err != nil {
 			return err
 		}
@@ -196,22 +196,31 @@ var tenantTypes = map[string]struct{ texts, most string }{
 // tenantExpression is the bound tenant as a value of a tenant column's type; NULL if the setting is unset,
 // empty, or holds no value's text.
 func tenantExpression(setting, columnType string) string {
-	bound := "current_setting(" + literal(setting) + ", true)"
+	return tenantValue("current_setting("+literal(setting)+", true)", columnType)
+}
+
+// tenantValue turns an expression for the tenant's ID into a value of a tenant column's type.
+func tenantValue(id, columnType string) string {
 	t := tenantTypes[columnType]
 	if t.texts == "" {
-		return "nullif(" + bound + ", '')"
+		return "nullif(" + id + ", '')"
 	}
-	value := bound + "::" + columnType
+	value := id + "::" + columnType
 	if t.most != "" { // asked only of what is a number
-		value = "case when " + bound + "::numeric <= '" + t.most + "'::numeric then " + value + " else null::" + columnType + " end"
+		value = "case when " + id + "::numeric <= '" + t.most + "'::numeric then " + value + " else null::" + columnType + " end"
 	}
-	return "case when " + bound + " ~ '" + t.texts + "' then " + value + " else null::" + columnType + " end"
+	return "case when " + id + " ~ '" + t.texts + "' then " + value + " else null::" + columnType + " end"
 }
 
 // policyExpression is what the policy asks of a row. In a sub-select of its own the setting is read once in
-// a statement: bare, or in a function, it is read for each row that no index has sorted out.
-func policyExpression(setting, column, columnType string) string {
-	return ident(column) + " = (select " + tenantExpression(setting, columnType) + ")"
+// a statement: bare, or in a function, it is read for each row that no index has sorted out. A seal is checked
+// there too, by a function that is called once, whatever is made of its result.
+func policyExpression(setting, column, columnType string, sealed bool) string {
+	tenant := tenantExpression(setting, columnType)
+	if sealed {
+		tenant = tenantValue("t.t", columnType) + " from " + sealFunction + "(" + literal(setting) + ") t(t)"
+	}
+	return ident(column) + " = (select " + tenant + ")"
 }
 
 // rlsError says what the server's refusals mean.
@@ -223,6 +232,10 @@ func rlsError(err error) error {
 	switch pgErr.Code {
 	case "42P01":
 		return fmt.Errorf("there is no such table: %w", err)
+	case "3F000", "42883":
+		if strings.Contains(pgErr.Message, ownSchema) {
+			return fmt.Errorf("the check of seals is not in this database; call InstallSeal: %w", err)
+		}
 	case "23514":
 		return fmt.Errorf("there are rows with an empty tenant; give them one: %w", err)
 	}

@@ -14,6 +14,7 @@ import (
 type rlsTable struct {
 	RLSTable
 	setting string
+	sealed  bool   // the policy takes only tenants that are
 	role    string // the service's
 
 	oid       uint32
@@ -242,7 +243,7 @@ func (t *rlsTable) enable() ([]string, error) {
 		do("create index on ", t.qualified, " (", column, ")")
 	}
 	for _, s := range t.secured {
-		plan = append(plan, s.secure(policyExpression(t.setting, t.Column, typ))...)
+		plan = append(plan, s.secure(policyExpression(t.setting, t.Column, typ, t.sealed))...)
 	}
 	for _, excess := range t.excess {
 		do("revoke ", excess)

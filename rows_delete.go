@@ -38,7 +38,7 @@ func tenantTables(ctx context.Context, on interface {
 		where c.relrowsecurity and p.polpermissive
 			and not exists (select from pg_catalog.pg_inherits i where i.inhrelid = c.oid)
 			and (pg_catalog.strpos(pg_catalog.lower(pg_catalog.pg_get_expr(p.polqual, p.polrelid)), $1) > 0
-				or pg_catalog.strpos(pg_catalog.pg_get_expr(p.polqual, p.polrelid), 'pgxtenant.tenant(') > 0)
+				or pg_catalog.strpos(pg_catalog.pg_get_expr(p.polqual, p.polrelid), 'pgxtenant.sealed_tenant(') > 0)
 		group by 1, 2
 		order by 2`, literal(strings.ToLower(setting)))
 	if err != nil {
@@ -105,8 +105,10 @@ func (db *TenantDB) deleteRows(ctx context.Context, tenantID string) error {
 	}
 	return pgx.BeginFunc(ctx, admin, func(tx pgx.Tx) error {
 		// The tables' owner is under their policies too, so it acts as the tenant.
-		bound := db.binder.encode(Tenant{ID: tenantID})
-		if _, err := tx.Exec(ctx, bound.query()+"set constraints all deferred"); err != nil {
+		if err := db.binder.bindTx(ctx, tx, tenantID); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, "set constraints all deferred"); err != nil {
 			return err
 		}
 		tables, err := tenantTables(ctx, tx, db.config.Setting)

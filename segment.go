@@ -4,10 +4,11 @@ package pgxtenant
 // simple query, or extended-protocol messages up to a Sync. Several may be in flight.
 type segment struct {
 	simple     bool
-	closed     bool // its Query or Sync has been sent
-	control    bool // it may begin or end a transaction
-	failed     bool // the server answered with an error
-	rolledBack bool // the last transaction command that completed in it was a ROLLBACK
+	split      []int // of a simple query sent as extended messages: where its statements begin, in characters
+	closed     bool  // its Query or Sync has been sent
+	control    bool  // it may begin or end a transaction
+	failed     bool  // the server answered with an error
+	rolledBack bool  // the last transaction command that completed in it was a ROLLBACK
 
 	sent int // messages of the caller's that will each be concluded by one reply; see concludes
 	done int // how many have been
@@ -56,6 +57,12 @@ func (s *segment) original(position int) (int, bool) {
 	return position - shift, true
 }
 
+// splitMessages is how many messages each statement of a split segment is sent as.
+const splitMessages = 4
+
+// splitStart is where the statement being answered begins in a text that was split, in characters.
+func (s *segment) splitStart() int { return s.split[min(s.done/splitMessages, len(s.split)-1)] }
+
 // concludes reports whether a reply of type typ concludes one of the caller's messages.
 func (s *segment) concludes(typ byte) bool {
 	switch typ {
@@ -94,12 +101,12 @@ func (q *segments) last() *segment {
 func (q *segments) push() *segment {
 	if q.head > 32 && q.head > len(q.all)/2 {
 		n := copy(q.all, q.all[q.head:])
-		clear(q.all[n:]) // their inserts now belong to the copies
+		clear(q.all[n:]) // their slices now belong to the copies
 		q.all, q.head = q.all[:n], 0
 	}
 	if n := len(q.all); n < cap(q.all) {
 		q.all = q.all[:n+1]
-		q.all[n] = segment{inserts: q.all[n].inserts[:0]} // reuse the memory
+		q.all[n] = segment{inserts: q.all[n].inserts[:0], split: q.all[n].split[:0]} // reuse the memory
 	} else {
 		q.all = append(q.all, segment{})
 	}

@@ -18,10 +18,11 @@ const (
 	blank
 )
 
-// statement is one of several in a text, from its first word to the end, without the semicolon.
+// statement is one of several in a text, from its first word to the end, its semicolon included.
 type statement struct {
-	start int // offset in the text
-	class class
+	start, end int // offsets in the text
+	class      class
+	copyIn     bool // COPY … FROM, which wants rows from the client
 }
 
 // lexer walks over the statements of a text as the server's own scanner would split them: it knows
@@ -52,7 +53,7 @@ func (l *lexer) next() (statement, bool) {
 		switch c := l.text[l.pos]; {
 		case c == ';' && parens == 0 && blocks == 0:
 			l.pos++
-			st.class = classOf(words[:n])
+			st.end, st.class = l.pos, classOf(words[:n])
 			return st, true
 		case c == '(':
 			parens++
@@ -80,6 +81,9 @@ func (l *lexer) next() (statement, bool) {
 				words[n] = w
 				n++
 			}
+			if parens == 0 && strings.EqualFold(words[0], "copy") && strings.EqualFold(w, "from") {
+				st.copyIn = true
+			}
 			// CREATE FUNCTION … BEGIN ATOMIC …; …; END holds semicolons of its own.
 			if strings.EqualFold(words[0], "create") {
 				switch {
@@ -96,7 +100,7 @@ func (l *lexer) next() (statement, bool) {
 			l.pos++
 		}
 	}
-	st.class = classOf(words[:n])
+	st.end, st.class = l.pos, classOf(words[:n])
 	return st, true
 }
 

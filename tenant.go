@@ -173,14 +173,6 @@ func (t *Tenant) schema() string {
 	return SchemaName(t.ID)
 }
 
-// settings is how many settings are bound besides those of the tenant's isolation.
-func (t *Tenant) settings() int {
-	if t.Status == StatusReadOnly {
-		return len(t.Settings) + 1
-	}
-	return len(t.Settings)
-}
-
 // equal reports whether t and o would be served in the same way.
 func (t *Tenant) equal(o *Tenant) bool {
 	return t.ID == o.ID && t.Plan == o.Plan && t.Isolation == o.Isolation && t.Schema == o.Schema &&

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 )
@@ -84,6 +85,12 @@ func (w *wireConn) fill(buf []byte) (int, error) {
 	}
 	w.mu.Unlock()
 	r.out = append(r.out, spill...)
+	if err == io.EOF {
+		r.out, r.held = append(r.out, r.held...), nil // the caller is to see what came, as without us
+		if len(r.out) > 0 {
+			err = nil // it comes again, behind that
+		}
+	}
 	return n, err
 }
 
@@ -187,13 +194,17 @@ func (w *wireConn) reply(typ byte, body []byte) (keep bool, rewritten []byte, er
 		}
 		return false, nil, nil
 	}
+	keep = true
 	switch typ {
+	case '1', '2': // ParseComplete, BindComplete
+		keep = len(s.split) == 0
 	case 'D': // DataRow
 		s.rows++
 	case 'T': // RowDescription
 		s.describedRows = true
 	case 'n': // NoData
 		s.describedNone = true
+		keep = len(s.split) == 0
 	case 'C': // CommandComplete
 		w.complete(s, bytes.TrimSuffix(body, []byte{0}))
 	case 'G': // CopyInResponse
@@ -211,7 +222,7 @@ func (w *wireConn) reply(typ byte, body []byte) (keep bool, rewritten []byte, er
 			s.rows, s.describedRows, s.describedNone = 0, false, false
 		}
 	}
-	return true, nil, nil
+	return keep, nil, nil
 }
 
 // complete takes note of a command of the caller's that has completed.
@@ -301,7 +312,8 @@ func (w *wireConn) replyDiagnostic(s *segment, typ byte, body []byte) (keep bool
 
 // reposition corrects the position in an error or notice of a simple query for the text put in.
 func (w *wireConn) reposition(s *segment, typ byte, body []byte) []byte {
-	if !s.simple || len(s.inserts) == 0 {
+	split := len(s.split) > 0
+	if !split && (!s.simple || len(s.inserts) == 0) {
 		return nil
 	}
 	position, err := strconv.Atoi(string(diagnosticField(body, 'P')))
@@ -311,6 +323,9 @@ func (w *wireConn) reposition(s *segment, typ byte, body []byte) []byte {
 	return rewriteDiagnostic(typ, body, func(field byte, value []byte) ([]byte, bool) {
 		if field != 'P' {
 			return value, true
+		}
+		if split {
+			return strconv.AppendInt(nil, int64(position+s.splitStart()), 10), true
 		}
 		position, ok := s.original(position)
 		return strconv.AppendInt(nil, int64(position), 10), ok

@@ -117,12 +117,28 @@ func inEveryMode(t *testing.T, f func(t *testing.T, m pgx.QueryExecMode)) {
 	}
 }
 
+// bindings are the ways to bind: those of sealed tenants send simple queries as extended messages.
+var bindings = map[string]binderOptions{"plain": {}, "strict": {strict: true}, "sealed": {seal: &SealConfig{Key: make([]byte, MinSealKeyLen)}}}
+
+func inEveryBinding(t *testing.T, f func(t *testing.T, o binderOptions)) {
+	for name, o := range bindings {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f(t, o)
+		})
+	}
+}
+
 // Each tenant sees its own rows, through every way to send a statement, on one connection in turn.
 func TestEveryWayInIsBound(t *testing.T) {
 	t.Parallel()
+	inEveryBinding(t, testEveryWayInIsBound)
+}
+
+func testEveryWayInIsBound(t *testing.T, o binderOptions) {
 	db := docsDB(t)
 	inEveryMode(t, func(t *testing.T, m pgx.QueryExecMode) {
-		pool := boundPool(t, db.AppURL(), mode(m))
+		pool := poolWith(t, db.AppURL(), o, mode(m))
 		for i := range 3 {
 			for _, id := range []string{"a", "b"} {
 				ctx := as(id)
@@ -177,8 +193,10 @@ func TestEveryWayInIsBound(t *testing.T) {
 		require.Equal(t, []string{""}, strs(t, pool, WithoutTenant(context.Background()), readTenant))
 		require.Empty(t, strs(t, pool, WithoutTenant(context.Background()), "select body from docs"))
 	})
-	require.Equal(t, []string{"a1", "a2", "b1", "b2"},
-		strs(t, db.Connect(db.SuperURL()), context.Background(), "select body from docs order by 1"))
+	t.Cleanup(func() { // after all modes, which run in parallel
+		require.Equal(t, []string{"a1", "a2", "b1", "b2"},
+			strs(t, db.Connect(db.SuperURL()), context.Background(), "select body from docs order by 1"))
+	})
 }
 
 type batchQuerier struct{ pgx.BatchResults }
@@ -255,8 +273,12 @@ func TestTransactionsKeepTheirIsolationLevel(t *testing.T) {
 // Each statement of a text that ends or begins transactions runs as the tenant.
 func TestTextsOfSeveralTransactions(t *testing.T) {
 	t.Parallel()
+	inEveryBinding(t, testTextsOfSeveralTransactions)
+}
+
+func testTextsOfSeveralTransactions(t *testing.T, o binderOptions) {
 	db := docsDB(t)
-	pool := boundPool(t, db.AppURL())
+	pool := poolWith(t, db.AppURL(), o)
 	read := "select string_agg(body, ',' order by id) from docs"
 	conn, err := pool.Acquire(as("b"))
 	require.NoError(t, err)
@@ -300,11 +322,15 @@ func TestTextsOfSeveralTransactions(t *testing.T) {
 // The position in a server's error points into the caller's text, not into what was sent.
 func TestErrorPositions(t *testing.T) {
 	t.Parallel()
+	inEveryBinding(t, testErrorPositions)
+}
+
+func testErrorPositions(t *testing.T, o binderOptions) {
 	db := docsDB(t)
 	plain := db.Connect(db.AppURL())
 	ctx := as("a")
 	for _, m := range modes {
-		pool := boundPool(t, db.AppURL(), mode(m))
+		pool := poolWith(t, db.AppURL(), o, mode(m))
 		for _, sql := range []string{
 			"selec 1", "select nope", "select * from nope", "select 'ü€', nope", "select 1; select 'ü', nope",
 			"begin; select 'é'; select nope", "commit; select 'é'; commit; select nope", "  \n select nope", "select 1/0",
@@ -325,7 +351,7 @@ func TestErrorPositions(t *testing.T) {
 	}
 	// The same for notices.
 	var notices []int32
-	pool := boundPool(t, db.AppURL(), func(c *pgxpool.Config) {
+	pool := poolWith(t, db.AppURL(), o, func(c *pgxpool.Config) {
 		c.ConnConfig.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) { notices = append(notices, n.Position) }
 	})
 	_, err := pool.Exec(ctx, "commit")
@@ -773,11 +799,11 @@ func TestRandomOperations(t *testing.T) {
 	db := pgtest.New(t)
 	db.RLSTable("docs")
 	db.SuperExec(fmt.Sprintf(`insert into docs select 't'||t, n, 't'||t||':'||n from generate_series(0, %d) t, generate_series(1, 20) n`, tenants-1))
-	for _, strict := range []bool{false, true} {
+	for name, o := range bindings {
 		for _, m := range modes {
-			t.Run(fmt.Sprintf("%v/strict=%v", m, strict), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%v/%s", m, name), func(t *testing.T) {
 				t.Parallel()
-				pool := poolWith(t, db.AppURL(), binderOptions{strict: strict}, mode(m), func(c *pgxpool.Config) { c.MaxConns = 4 })
+				pool := poolWith(t, db.AppURL(), o, mode(m), func(c *pgxpool.Config) { c.MaxConns = 4 })
 				var wg sync.WaitGroup
 				for range goroutines {
 					wg.Go(func() {

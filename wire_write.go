@@ -222,7 +222,7 @@ func (w *wireConn) mark(s *segment) {
 
 // appendPrefix appends the binding, behind the removal of what an earlier tenant left.
 func (w *wireConn) appendPrefix(dst []byte, s *segment) []byte {
-	in := insert{at: s.sent, tenant: w.current}
+	in := insert{at: s.sent}
 	add := func(prepare, execute []byte, bit uint64) {
 		if w.prepared&bit == 0 || !w.keepsPrepared {
 			dst = append(dst, prepare...)
@@ -240,7 +240,9 @@ func (w *wireConn) appendPrefix(dst []byte, s *segment) []byte {
 			}
 		}
 	}
+	w.current = w.current.fresh()
 	b := w.current
+	in.tenant = b
 	add(b.shape.prepare, b.exec, b.shape.bit)
 	s.inserts = append(s.inserts, in)
 	w.need = false
@@ -266,6 +268,9 @@ func (w *wireConn) sendQuery(e *edit, at int, body []byte) error {
 		return nil // must be answered by EmptyQueryResponse, and runs nothing
 	}
 	w.dirty |= leavingsOfText(text)
+	if w.current != nil && w.current.sealed() && w.sendSplit(e, at, text, s) {
+		return nil
+	}
 	var offsets []int // where the binding goes
 	var first1 [1]int // without an allocation where there is one
 	offsets = first1[:0]
@@ -299,8 +304,60 @@ func (w *wireConn) sendQuery(e *edit, at int, body []byte) error {
 	}
 	if len(offsets) > 0 {
 		w.appendQuery(e, at, text, s, offsets)
+		// It has no signature, for its text can be seen: what comes next in the transaction gets one.
+		w.need = w.need || w.current.sealed()
 	}
 	return nil
+}
+
+// sendSplit sends a simple query as messages of the extended protocol, statement by statement up to one
+// Sync, so that the binding can go before them and not into the text. For the server the two are the same
+// transaction; the replies that a simple query has not are swallowed. It reports false for a text that can
+// stay as it is, since it needs no binding, or must, since rows are to be copied in behind it.
+func (w *wireConn) sendSplit(e *edit, at int, text string, s *segment) bool {
+	need := w.need
+	bound := false
+	l := lexer{text: text, escapes: w.escapes}
+	for {
+		st, ok := l.next()
+		if !ok {
+			break
+		}
+		if st.copyIn {
+			return false
+		}
+		need = need || st.class == control
+		bound = bound || need && st.class == ordinary
+	}
+	if !bound {
+		return false
+	}
+	s.simple = false
+	s.split = s.split[:0]
+	e.copyTo(at)
+	done, chars := 0, 0
+	l = lexer{text: text, escapes: w.escapes}
+	for {
+		st, ok := l.next()
+		if !ok {
+			break
+		}
+		switch {
+		case st.class == control:
+			w.need = true
+			w.mark(s)
+		case st.class == ordinary && w.need:
+			e.out = w.appendPrefix(e.out, s)
+		}
+		chars += utf8.RuneCountInString(text[done:st.start])
+		done = st.start
+		s.split = append(s.split, chars)
+		e.out = appendStatement(e.out, text[st.start:st.end])
+		s.sent += splitMessages
+	}
+	e.out = append(e.out, 'S', 0, 0, 0, 4)
+	e.skipTo(at + 5 + len(text) + 1)
+	return true
 }
 
 // appendQuery replaces the Query message at data[at] by one whose text has a binding at each offset.

@@ -31,6 +31,7 @@ var exceptions = []exception{
 	{test: "pgconn TestConnExecStatementNetworkUsage", reason: countsBytes},
 	{test: "pgconn TestAsyncCloseDrainsBeforeClose", reason: scriptsServer},
 	{test: "pgconn TestFatalErrorReceivedInPipelineMode", reason: scriptsServer},
+	{test: "pgconn TestConnOnPgErrorClosesConnection", reason: scriptsServer, modes: []string{"sealed"}},
 	{test: "pgconn TestConnectWithAfterNetConnect", reason: "wants to find its own net.Conn, not one around it"},
 	{test: "pgconn TestConnectChannelBindingSCRAM", reason: channelBinding},
 	{test: ". TestCompositeCodecTranscodeWithLoadTypes", reason: wantsPublic, modes: []string{"schema"}},

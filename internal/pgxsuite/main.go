@@ -31,6 +31,7 @@ var modes = []mode{
 	{name: "unprepared"},                      // the binding prepared anew each time, as behind a pooler
 	{name: "settings"},                        // a tenant with several settings of its own
 	{name: "schema"},                          // a schema tenant
+	{name: "sealed"},                          // a signed tenant: simple queries are sent as extended messages
 	{name: "fragments"},                       // the network delivers, and the caller writes, in small pieces
 	{name: "tls"},                             // by TLS, with channel binding where it can be had
 	{name: "rotate", packages: pooled},        // each checkout from a pool by another tenant

@@ -35,12 +35,12 @@ type cleaning struct {
 }
 
 var cleanings = makeCleanings(
-	// First the role, so that the rest runs as the one that logged in.
+	// First of all, so that the rest is what it seems. DEALLOCATE ALL would take pgx's own too. A statement of
+	// pgx's that SQL replaced is gone after it, which pgx finds out by an error of the one who uses it next.
+	cleaning{sql: "do $$ declare n text; begin for n in select name from pg_catalog.pg_prepared_statement() where from_sql loop execute pg_catalog.format('deallocate %I', n); end loop; end $$", leavings: leavesSession},
+	// Then the role, so that the rest runs as the one that logged in.
 	cleaning{sql: "reset session authorization", leavings: leavesSession},
 	cleaning{sql: "reset role", leavings: leavesSession},
-	// DEALLOCATE ALL would take pgx's own too. A statement of pgx's that SQL replaced is gone after it, which
-	// pgx finds out by an error of the one who uses it next.
-	cleaning{sql: "do $$ declare n text; begin for n in select name from pg_catalog.pg_prepared_statement() where from_sql loop execute pg_catalog.format('deallocate %I', n); end loop; end $$", leavings: leavesSession},
 	cleaning{sql: "close all", leavings: leavesSession},
 	cleaning{sql: "unlisten *", leavings: leavesSession}, // at commit; wireConn drops notifications until then
 	cleaning{sql: "select pg_catalog.pg_advisory_unlock_all()", leavings: leavesSession},
@@ -48,6 +48,8 @@ var cleanings = makeCleanings(
 	cleaning{sql: "reset all", leavings: leavesSession},
 	cleaning{sql: "discard sequences", leavings: leavesSession | leavesSequence},
 )
+
+const deallocating = 0 // index in cleanings of what removes statements that SQL prepared
 
 func makeCleanings(all ...cleaning) []cleaning {
 	for i := range all {

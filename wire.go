@@ -135,11 +135,14 @@ func (w *wireConn) assign(bd *binding) (bool, error) {
 	case w.current.tenant.ID != bd.tenant.ID:
 		w.stale |= w.dirty
 		w.dirty = 0
-		if w.strict {
-			w.stale |= leavesAll
-		}
 		if w.stale&leavesSession != 0 {
 			w.prepared = 0 // SQL may have put another statement in the place of ours
+		}
+		if w.strict {
+			// Without a sign of that, only the one that removes such statements is not trusted: if it removes
+			// ours, the binding fails, and the connection goes.
+			w.stale |= leavesAll
+			w.prepared &^= cleanings[deallocating].bit
 		}
 		// What cannot be cleaned, or not without erasing what the caller's hook set up.
 		if w.stale&leavesForGood != 0 || w.stale&w.setup&leavesSession != 0 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgxtenant/pgxtenant"
@@ -39,8 +40,8 @@ var attempts = []attempt{
 }
 
 // reach makes all attempts, and looks from outside whether any row has changed.
-func reach(ctx context.Context, db *pgxtenant.TenantDB) error {
-	before, err := everything(ctx, db)
+func reach(ctx context.Context, db *pgxtenant.TenantDB, s *shop) error {
+	before, err := everything(ctx, s)
 	if err != nil {
 		return err
 	}
@@ -50,7 +51,7 @@ func reach(ctx context.Context, db *pgxtenant.TenantDB) error {
 			return err
 		}
 	}
-	after, err := everything(ctx, db)
+	after, err := everything(ctx, s)
 	if err != nil {
 		return err
 	}
@@ -62,8 +63,13 @@ func reach(ctx context.Context, db *pgxtenant.TenantDB) error {
 }
 
 // everything is the shared table as a role sees it that policies do not hold.
-func everything(ctx context.Context, db *pgxtenant.TenantDB) (rows []string, err error) {
-	err = db.Admin().QueryRow(ctx, "select array_agg(i::text order by i) from invoice i").Scan(&rows)
+func everything(ctx context.Context, s *shop) (rows []string, err error) {
+	conn, err := pgx.Connect(ctx, s.reader())
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(ctx)
+	err = conn.QueryRow(ctx, "select array_agg(i::text order by i) from invoice i").Scan(&rows)
 	return rows, err
 }
 

@@ -19,8 +19,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-
 	"github.com/pgxtenant/pgxtenant"
 )
 
@@ -48,29 +46,23 @@ func run(ctx context.Context) (err error) {
 	fmt.Printf("Ready after %.1f s.\n", time.Since(start).Seconds())
 	start = time.Now()
 
-	// This is where a service opens its *pgxpool.Pool. A TenantDB takes the pool's place.
-	config, err := pgxtenant.ParseConfig(s.app("shop"))
-	if err != nil {
-		return err
-	}
-	tenants := tenantsOf(s)
-	config.Directory = tenants
-	if config.Admin, err = pgxpool.ParseConfig(s.admin()); err != nil {
-		return err
-	}
-	db, err := pgxtenant.NewWithConfig(ctx, config)
+	db, err := s.open(ctx)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
+	if err := s.provision(ctx, db); err != nil {
+		return err
+	}
+	fmt.Printf("Tenants provisioned: %d, through the registry, in %.1f s.\n", len(tenants), time.Since(start).Seconds())
 
 	if err := write(ctx, db); err != nil {
 		return err
 	}
-	if err := look(ctx, db, tenants); err != nil {
+	if err := look(ctx, db); err != nil {
 		return err
 	}
-	if err := reach(ctx, db); err != nil {
+	if err := reach(ctx, db, s); err != nil {
 		return err
 	}
 	if err := compare(ctx, s); err != nil {
@@ -78,31 +70,6 @@ func run(ctx context.Context) (err error) {
 	}
 	fmt.Printf("\nAll as promised, in %.1f s. The server is being removed.\n", time.Since(start).Seconds())
 	return nil
-}
-
-// directory knows the tenants by their IDs. That of a service would ask a table, and remember.
-type directory map[string]pgxtenant.Tenant
-
-func (d directory) Lookup(_ context.Context, id string) (pgxtenant.Tenant, error) {
-	t, ok := d[id]
-	if !ok {
-		return t, pgxtenant.ErrTenantNotFound
-	}
-	return t, nil
-}
-
-func tenantsOf(s *shop) directory {
-	return directory{
-		"acme":     {ID: "acme"},
-		"globex":   {ID: "globex"},
-		"initech":  {ID: "initech", Isolation: pgxtenant.IsolationSchema, Schema: "initech"},
-		"umbrella": {ID: "umbrella", Isolation: pgxtenant.IsolationDatabase, ConnString: s.app("umbrella")},
-
-		// Three that must not be served: suspended, its schema missing, led to another's database.
-		"vandelay": {ID: "vandelay", Status: pgxtenant.StatusSuspended},
-		"hooli":    {ID: "hooli", Isolation: pgxtenant.IsolationSchema, Schema: "hooli"},
-		"wayne":    {ID: "wayne", Isolation: pgxtenant.IsolationDatabase, ConnString: s.app("umbrella")},
-	}
 }
 
 // written is how many invoices each tenant is given.
@@ -129,13 +96,17 @@ func write(ctx context.Context, db *pgxtenant.TenantDB) error {
 	return nil
 }
 
-func look(ctx context.Context, db *pgxtenant.TenantDB, tenants directory) error {
+func look(ctx context.Context, db *pgxtenant.TenantDB) error {
 	const sql = `select current_database(), current_schema(), current_setting('search_path'), count(*),
 		count(*) filter (where item like current_setting('app.current_tenant_id') || '''s %') from invoice`
 	fmt.Printf("\n2. WHAT EACH TENANT SEES, with no WHERE on the tenant in any statement\n\n")
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "tenant\tisolation\tpool\tdatabase\tschema\tsearch path\trows")
 	for _, t := range written {
+		tenant, err := db.Registry().Lookup(ctx, t.tenant)
+		if err != nil {
+			return err
+		}
 		ctx := pgxtenant.WithTenantID(ctx, t.tenant)
 		var database, schema, path string
 		var rows, own int
@@ -151,7 +122,7 @@ func look(ctx context.Context, db *pgxtenant.TenantDB, tenants directory) error 
 			which = "shared"
 		}
 		release()
-		fmt.Fprintf(w, "%s\t%v\t%s\t%s\t%s\t%s\t%4d\n", t.tenant, tenants[t.tenant].Isolation, which,
+		fmt.Fprintf(w, "%s\t%v\t%s\t%s\t%s\t%s\t%4d\n", t.tenant, tenant.Isolation, which,
 			database, schema, strings.ReplaceAll(path, `"`, ""), rows)
 		if rows != t.rows || own != t.rows {
 			return fmt.Errorf("%s wrote %d rows and sees %d, of which %d are its own", t.tenant, t.rows, rows, own)

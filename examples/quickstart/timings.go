@@ -73,14 +73,14 @@ type ways struct {
 
 // openWays opens the pools, to the server at a host and port.
 func openWays(ctx context.Context, s *shop, at string) (w *ways, err error) {
-	app, admin := withHost(s.app("shop"), at), withHost(s.admin(), at)
+	app, reader := withHost(s.app("shop"), at), withHost(s.reader(), at)
 	w = new(ways)
 	defer func() {
 		if err != nil {
 			w.close()
 		}
 	}()
-	if w.plain, err = pgxpool.New(ctx, admin); err != nil {
+	if w.plain, err = pgxpool.New(ctx, reader); err != nil {
 		return nil, err
 	}
 	if w.bound, err = pgxtenant.New(ctx, app); err != nil {

@@ -3,12 +3,11 @@ package pgxtenant
 // segment is one stretch of the caller's messages that the server answers with a ReadyForQuery: a
 // simple query, or extended-protocol messages up to a Sync. Several may be in flight.
 type segment struct {
-	simple     bool
-	split      []int // of a simple query sent as extended messages: where its statements begin, in characters
-	closed     bool  // its Query or Sync has been sent
-	control    bool  // it may begin or end a transaction
-	failed     bool  // the server answered with an error
-	rolledBack bool  // the last transaction command that completed in it was a ROLLBACK
+	simple  bool
+	split   []int // of a simple query sent as extended messages: where its statements begin, in characters
+	closed  bool  // its Query or Sync has been sent
+	control bool  // it may begin or end a transaction
+	failed  bool  // the server answered with an error
 
 	sent int // messages of the caller's that will each be concluded by one reply; see concludes
 	done int // how many have been

@@ -123,6 +123,15 @@ func TestSessionStateNeverReachesAnotherTenant(t *testing.T) {
 			require.NoError(t, tx.Rollback(ctx))
 			return strs(t, pool, ctx, sql)
 		},
+		"after a rollback and chain": func(pool *pgxpool.Pool, ctx context.Context, sql string) []string {
+			conn, err := pool.Acquire(ctx)
+			require.NoError(t, err)
+			defer conn.Release()
+			for _, s := range []string{"begin", "select 1", "rollback and chain", "commit"} {
+				leave(t, conn, s, pgx.QueryExecModeExec)
+			}
+			return strs(t, conn, ctx, sql)
+		},
 		"after a third tenant": func(pool *pgxpool.Pool, ctx context.Context, sql string) []string {
 			require.NoError(t, pool.Ping(as("c")))
 			return strs(t, pool, ctx, sql)
@@ -237,6 +246,45 @@ func TestSessionStateOfTheSameTenantStays(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"1234kB"}, strs(t, pool, as("a"), "show work_mem"))
 	require.EqualValues(t, 1, pool.Stat().NewConnsCount())
+}
+
+// What a tenant makes in a transaction is not taken for an earlier tenant's by what follows in it: a
+// savepoint rolled back to, in a failed transaction or a sound one, or a chained transaction.
+func TestATransactionKeepsItsOwnState(t *testing.T) {
+	t.Parallel()
+	db := leftoversDB(t)
+	for _, strict := range []bool{false, true} {
+		inEveryMode(t, func(t *testing.T, m pgx.QueryExecMode) {
+			pool := poolWith(t, db.AppURL(), binderOptions{strict: strict}, mode(m))
+			for _, then := range [][]string{
+				{"savepoint s", "rollback to s"},
+				{"savepoint s", "select nope", "ROLLBACK WORK TO SAVEPOINT s"},
+				{"commit and chain"},
+			} {
+				_, err := pool.Exec(as("a"), "set work_mem = '1234kB'")
+				require.NoError(t, err)
+				conn, err := pool.Acquire(as("b"))
+				require.NoError(t, err)
+				leave(t, conn, "begin; create temp table own as select 'own' as body; declare c cursor with hold for table own; set work_mem = '4321kB'", m)
+				for _, sql := range then {
+					rows, err := conn.Query(as("b"), sql, m)
+					if err == nil {
+						rows.Close()
+						err = rows.Err()
+					}
+					require.Equal(t, strings.Contains(sql, "nope"), err != nil, "%s: %v", sql, err)
+				}
+				require.Equal(t, []string{"own"}, strs(t, conn, as("b"), "table own"))
+				require.Equal(t, []string{"own"}, strs(t, conn, as("b"), "fetch c"))
+				require.Equal(t, []string{"4321kB"}, strs(t, conn, as("b"), "show work_mem"))
+				leave(t, conn, "commit", m)
+				require.Equal(t, []string{"own"}, strs(t, conn, as("b"), "table own"), "nor by the next one")
+				conn.Release()
+				require.Equal(t, []string{"4MB"}, strs(t, pool, as("c"), "show work_mem"))
+			}
+			require.EqualValues(t, 1, pool.Stat().NewConnsCount())
+		})
+	}
 }
 
 // A connection that only ran plain statements is neither cleaned nor dropped, and one that ran SET is

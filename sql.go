@@ -14,6 +14,9 @@ const (
 	control
 	// early statements, such as SET TRANSACTION, must come before any query of the transaction.
 	early
+	// rewind is ROLLBACK TO SAVEPOINT, which must pass in a failed transaction. It leaves the binding in
+	// force, and what was cleaned with it: both come before the first savepoint.
+	rewind
 	// blank is nothing but space, semicolons and comments. The server runs nothing.
 	blank
 )
@@ -158,7 +161,10 @@ func classOf(words []string) class {
 			return control
 		}
 	case 'r':
-		if at(0, "rollback") {
+		switch {
+		case at(0, "rollback") && (at(1, "to") || (at(1, "work") || at(1, "transaction")) && at(2, "to")):
+			return rewind
+		case at(0, "rollback"):
 			return control
 		}
 	case 'a':

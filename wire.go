@@ -51,13 +51,14 @@ type wireConn struct {
 	escapes  bool     // standard_conforming_strings is off
 
 	// Statements that are more than ordinary, by the name they were prepared under, and portals that
-	// hold transaction commands, which may be executed long after they were bound.
+	// hold one that runs unbound, which may be executed long after they were bound.
 	statements map[string]statementInfo
-	portals    map[string]struct{}
+	portals    map[string]class
+	unnamed    bool // the unnamed portal has been bound and not executed
 
 	setup   leavings // what hooks left before the first checkout: it is the caller's own, for all tenants
 	dirty   leavings // what the current tenant may have left
-	stale   leavings // what earlier tenants may have left, and no committed segment has removed
+	stale   leavings // what earlier tenants may have left, and no committed transaction has removed
 	cleaned leavings // what the transaction under way removes once it commits
 	doomed  bool     // not to be used by the next checkout
 }
@@ -70,7 +71,7 @@ type statementInfo struct {
 func newWireConn(conn net.Conn, keepsPrepared, strict bool) *wireConn {
 	w := &wireConn{
 		Conn: conn, keepsPrepared: keepsPrepared, strict: strict,
-		statements: make(map[string]statementInfo), portals: make(map[string]struct{}),
+		statements: make(map[string]statementInfo), portals: make(map[string]class),
 	}
 	w.settled.L = &w.mu
 	return w

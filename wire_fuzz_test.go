@@ -49,7 +49,7 @@ func describe(messages []pgproto3.FrontendMessage) string {
 }
 
 var fuzzTexts = []string{
-	"select 1", "begin", "commit", "rollback", "fail", "set transaction read only", "", "savepoint s", "select 2", "start transaction",
+	"select 1", "begin", "commit", "rollback", "fail", "set transaction read only", "", "savepoint s", "select 2", "start transaction", "rollback to s",
 }
 
 // fuzzMessages makes messages of a script, one a byte, so that a simple query comes after a Sync. The
@@ -236,7 +236,7 @@ func (s *modelServer) handle(typ byte, body []byte) {
 			s.fail("42601")
 		case exists && m.Name != "":
 			s.fail("42P05")
-		case s.status == 'E' && m.Query != "rollback" && m.Query != "commit":
+		case s.status == 'E' && !mayEnd(m.Query):
 			s.fail("25P02")
 		default:
 			s.statements[m.Name] = m.Query
@@ -254,7 +254,7 @@ func (s *modelServer) handle(typ byte, body []byte) {
 			s.fail("26000")
 		case taken && m.DestinationPortal != "":
 			s.fail("42P03")
-		case s.status == 'E' && sql != "rollback" && sql != "commit":
+		case s.status == 'E' && !mayEnd(sql):
 			s.fail("25P02")
 		default:
 			if len(m.Parameters) > 0 {
@@ -342,8 +342,11 @@ func (s *modelServer) fail(code string) {
 	}
 }
 
+// mayEnd reports whether a failed transaction lets sql through.
+func mayEnd(sql string) bool { return strings.HasPrefix(sql, "rollback") || sql == "commit" }
+
 func (s *modelServer) run(sql string, simple bool) bool {
-	if s.status == 'E' && sql != "rollback" && sql != "commit" {
+	if s.status == 'E' && !mayEnd(sql) {
 		s.fail("25P02")
 		return false
 	}
@@ -358,6 +361,13 @@ func (s *modelServer) run(sql string, simple bool) bool {
 	case sql == "begin", sql == "start transaction":
 		s.status = 'T'
 		s.reply(&pgproto3.CommandComplete{CommandTag: []byte("BEGIN")})
+	case sql == "rollback to s":
+		if s.status == 'I' {
+			s.fail("25P01")
+			return false
+		}
+		s.status = 'T'
+		s.reply(&pgproto3.CommandComplete{CommandTag: []byte("ROLLBACK")})
 	case sql == "commit", sql == "rollback":
 		s.status = 'I'
 		s.end()

@@ -227,11 +227,12 @@ func (w *wireConn) reply(typ byte, body []byte) (keep bool, rewritten []byte, er
 
 // complete takes note of a command of the caller's that has completed.
 func (w *wireConn) complete(s *segment, tag []byte) {
-	switch string(tag) {
-	case "COMMIT":
-		s.rolledBack = false
-	case "ROLLBACK":
-		s.rolledBack = true // perhaps only to a savepoint
+	switch {
+	case string(tag) == "COMMIT":
+		w.stale &^= w.cleaned
+		w.cleaned = 0
+	case string(tag) == "ROLLBACK" && s.control: // not only to a savepoint; it brings back what was cleaned away
+		w.cleaned = 0
 	}
 	if forgetsStatements(tag) {
 		w.prepared = 0
@@ -254,8 +255,7 @@ func (w *wireConn) replyReady(s *segment, status byte) error {
 		return fmt.Errorf("pgxtenant: lost track of the protocol: ReadyForQuery with nothing in flight")
 	}
 	if status == 'I' {
-		// After an error the rollback has brought back what was cleaned away.
-		if !s.failed && !s.rolledBack {
+		if !s.failed { // otherwise it was rolled back
 			w.stale &^= w.cleaned
 		}
 		w.cleaned = 0

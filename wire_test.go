@@ -579,6 +579,81 @@ func TestPipelinesOfSeveralSyncs(t *testing.T) {
 	}
 }
 
+// Messages in an order that pgx never sends them in. The binding needs the unnamed portal, so what is
+// bound there and runs unbound must have been executed before, or is refused: it would be lost.
+func TestPortals(t *testing.T) {
+	t.Parallel()
+	db := docsDB(t)
+	pool := boundPool(t, db.AppURL())
+	read := "select body from docs order by id"
+	parse := func(name, sql string) pgproto3.FrontendMessage { return &pgproto3.Parse{Name: name, Query: sql} }
+	bind := func(portal, name string) pgproto3.FrontendMessage {
+		return &pgproto3.Bind{DestinationPortal: portal, PreparedStatement: name}
+	}
+	execute := func(portal string, rows uint32) pgproto3.FrontendMessage {
+		return &pgproto3.Execute{Portal: portal, MaxRows: rows}
+	}
+	sync, flush := &pgproto3.Sync{}, &pgproto3.Flush{}
+	for name, c := range map[string]struct {
+		messages []pgproto3.FrontendMessage
+		want     string // the replies, rows with their value
+	}{
+		"rows in portions": {[]pgproto3.FrontendMessage{
+			parse("", read), bind("p", ""), execute("p", 1), flush, execute("p", 1), execute("p", 1), sync,
+		}, "12 b1 s b2 s C Z"},
+		"across segments": {[]pgproto3.FrontendMessage{
+			parse("", "begin"), bind("", ""), execute("", 0), sync, parse("", read), bind("p", ""), execute("p", 1), sync,
+			execute("p", 9), &pgproto3.Close{ObjectType: 'P', Name: "p"}, sync, parse("", "commit"), bind("", ""), execute("", 0), sync,
+		}, "12C Z 12 b1 s Z b2 C3 Z 12C Z"},
+		"two transactions in a segment": {[]pgproto3.FrontendMessage{
+			parse("e", "end"), parse("r", read), bind("e", "e"), bind("r", "r"), execute("r", 1), execute("e", 0), bind("r", "r"), execute("r", 0),
+			&pgproto3.Close{ObjectType: 'S', Name: "e"}, &pgproto3.Close{ObjectType: 'S', Name: "r"}, sync,
+		}, "1122 b1 s N C2 b1 b2 C33 Z"},
+		"bound and left": {[]pgproto3.FrontendMessage{
+			parse("", "commit"), bind("", ""), &pgproto3.Describe{ObjectType: 'P'}, sync, parse("", read), bind("", ""), execute("", 0), sync,
+		}, "12nZ 12 b1 b2 C Z"},
+		"bound and closed": {[]pgproto3.FrontendMessage{
+			parse("", "commit"), bind("", ""), &pgproto3.Close{ObjectType: 'P'}, parse("", read), bind("", ""), execute("", 0), sync,
+		}, "12312 b1 b2 C Z"},
+		"bound and not yet executed": {[]pgproto3.FrontendMessage{
+			parse("", "commit"), bind("", ""), parse("r", read), execute("", 0), sync,
+		}, ""},
+	} {
+		conn, err := pool.Acquire(as("b"))
+		require.NoError(t, err)
+		frontend := conn.Conn().PgConn().Frontend()
+		for _, m := range c.messages {
+			frontend.Send(m)
+		}
+		err = frontend.Flush()
+		if c.want == "" {
+			require.ErrorIs(t, err, ErrUnbound, name)
+			require.NoError(t, conn.Conn().Close(context.Background()))
+			conn.Release()
+			continue
+		}
+		require.NoError(t, err, name)
+		got := ""
+		for syncs := strings.Count(c.want, "Z"); syncs > 0; {
+			m, err := frontend.Receive()
+			require.NoError(t, err, name)
+			b, err := m.Encode(nil)
+			require.NoError(t, err)
+			got += string(b[0])
+			switch m := m.(type) {
+			case *pgproto3.DataRow:
+				got = got[:len(got)-1] + string(m.Values[0])
+			case *pgproto3.ErrorResponse:
+				got += m.Message
+			case *pgproto3.ReadyForQuery:
+				syncs--
+			}
+		}
+		require.Equal(t, strings.ReplaceAll(c.want, " ", ""), got, name)
+		conn.Release()
+	}
+}
+
 // A hijacked connection stays its tenant's.
 func TestHijackedConnectionStaysBound(t *testing.T) {
 	t.Parallel()

@@ -21,8 +21,11 @@ const (
 	keepBuffer = 64 << 10 // a larger buffer is given back after use
 )
 
-// errMixed is the refusal of what cannot be bound; pgx itself never sends it.
-var errMixed = fmt.Errorf("%w: a simple query inside an extended-protocol segment without Sync", ErrUnbound)
+// The refusals of what cannot be bound; pgx itself never sends it.
+var (
+	errMixed  = fmt.Errorf("%w: a simple query inside an extended-protocol segment without Sync", ErrUnbound)
+	errPortal = fmt.Errorf("%w: the unnamed portal, which the binding needs, is yet to be executed", ErrUnbound)
+)
 
 // Write sends p, with bindings put in where they belong. pgx writes whole messages; others may split
 // them anywhere. If it fails, n is 0 only if no byte of the caller's has been sent.
@@ -143,6 +146,7 @@ func (w *wireConn) send(e *edit, at int, msg []byte) error {
 func (w *wireConn) begin() *segment {
 	switch {
 	case w.status == 'I':
+		w.unnamed = false
 		w.need = true // also behind others in flight: they do not change the status, or we had settled
 	case w.status == 'E' && w.inFlight.len() == 0:
 		w.need = false
@@ -177,8 +181,11 @@ func (w *wireConn) sendExtended(e *edit, at int, typ byte, body []byte) error {
 		}
 		info = w.statements[string(name)]
 		w.dirty |= info.leavings
-		if info.class == control {
-			w.portals[string(portal)] = struct{}{}
+		if len(portal) == 0 {
+			w.unnamed = false
+		}
+		if info.class != ordinary {
+			w.portals[string(portal)] = info.class
 		} else if len(portal) == 0 && len(w.portals) > 0 {
 			delete(w.portals, "") // a named one stays what it is until the transaction ends
 		}
@@ -187,10 +194,14 @@ func (w *wireConn) sendExtended(e *edit, at int, typ byte, body []byte) error {
 		if !ok {
 			return errMalformed(typ)
 		}
-		// In a failed transaction nothing else can be executed.
-		if _, ok := w.portals[string(portal)]; ok || w.status == 'E' {
+		class := w.portals[string(portal)]
+		// In a failed transaction nothing ordinary can be executed.
+		if class == control || class == ordinary && w.status == 'E' {
 			w.need = true
 			w.mark(w.inFlight.last())
+		}
+		if len(portal) == 0 {
+			w.unnamed = false
 		}
 	case 'D':
 		if len(body) > 0 && body[0] == 'S' {
@@ -203,11 +214,19 @@ func (w *wireConn) sendExtended(e *edit, at int, typ byte, body []byte) error {
 	case 'C':
 		if name, _, ok := cString(body[min(1, len(body)):]); ok && body[0] == 'S' && len(w.statements) > 0 {
 			delete(w.statements, string(name))
+		} else if ok && body[0] == 'P' && len(name) == 0 {
+			w.unnamed = false
 		}
 	}
 	if info.class == ordinary && w.need && w.current != nil {
+		if w.unnamed {
+			return errPortal
+		}
 		e.copyTo(at)
 		e.out = w.appendPrefix(e.out, w.inFlight.last())
+	}
+	if typ == 'B' && body[0] == 0 {
+		w.unnamed = true
 	}
 	return nil
 }

@@ -51,6 +51,7 @@ func (l *lexer) next() (statement, bool) {
 	st := statement{start: l.pos}
 	var words [4]string // the first words tell the class
 	n := 0
+	last := ""
 	parens, blocks := 0, 0
 	for l.pos < len(l.text) {
 		switch c := l.text[l.pos]; {
@@ -87,15 +88,15 @@ func (l *lexer) next() (statement, bool) {
 			if parens == 0 && strings.EqualFold(words[0], "copy") && strings.EqualFold(w, "from") {
 				st.copyIn = true
 			}
-			// CREATE FUNCTION … BEGIN ATOMIC …; …; END holds semicolons of its own.
-			if strings.EqualFold(words[0], "create") {
-				switch {
-				case strings.EqualFold(w, "begin"), blocks > 0 && strings.EqualFold(w, "case"):
-					blocks++
-				case blocks > 0 && strings.EqualFold(w, "end"):
-					blocks--
-				}
+			// CREATE FUNCTION … BEGIN ATOMIC …; …; END holds semicolons of its own. Without ATOMIC, begin is a name.
+			switch {
+			case blocks == 0 && parens == 0 && strings.EqualFold(w, "atomic") && strings.EqualFold(last, "begin"),
+				blocks > 0 && strings.EqualFold(w, "case"):
+				blocks++
+			case blocks > 0 && strings.EqualFold(w, "end"):
+				blocks--
 			}
+			last = w
 		default:
 			if n == 0 {
 				words[0], n = "?", len(words) // does not begin with a word

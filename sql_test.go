@@ -61,11 +61,12 @@ func TestLexerSplitsAsTheServerDoes(t *testing.T) {
 		"create rule r as on insert to t do (delete from t; a); b": {"create rule r as on insert to t do (delete from t; a)", "b"},
 		"create function f() returns int begin atomic select case when true then 1 end; select 2; end; commit": {
 			"create function f() returns int begin atomic select case when true then 1 end; select 2; end", "commit"},
-		"select 'open ; string": {"select 'open ; string"},
-		"select $x$ open ; ":    {"select $x$ open ; "},
-		"select 1; /* open ; ":  {"select 1"},
-		"select \"open ; ":      {"select \"open ; "},
-		"\u00e9; begin \u00fc;": {"\u00e9", "begin \u00fc"},
+		"create table begin (begin int, \"end\" int); commit": {"create table begin (begin int, \"end\" int)", "commit"},
+		"select 'open ; string":                               {"select 'open ; string"},
+		"select $x$ open ; ":                                  {"select $x$ open ; "},
+		"select 1; /* open ; ":                                {"select 1"},
+		"select \"open ; ":                                    {"select \"open ; "},
+		"\u00e9; begin \u00fc;":                               {"\u00e9", "begin \u00fc"},
 	} {
 		require.Equal(t, want, splitAll(text, false), text)
 	}

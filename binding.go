@@ -228,10 +228,6 @@ func (b *binder) settings(t *Tenant) int {
 // params are the values of t's binding, in the order in which statement asks for them.
 func (b *binder) params(t *Tenant, seal string) []string {
 	params := append(make([]string, 0, 6), t.ID)
-	if t.Isolation == IsolationSchema {
-		schema := t.schema()
-		params = append(params, schema, searchPath(schema, b.sharedSchemas), `"the role may not use schema `+schema)
-	}
 	if b.sealer != nil {
 		params = append(params, sealSetting, seal)
 	}
@@ -248,6 +244,10 @@ func (b *binder) params(t *Tenant, seal string) []string {
 		// Last, so that none of Settings undoes it. The server itself refuses to go back to read-write in a
 		// transaction that has run a query, which the binding is.
 		params = append(params, readOnlySetting, "on")
+	}
+	if t.Isolation == IsolationSchema {
+		schema := t.schema()
+		params = append(params, schema, searchPath(schema, b.sharedSchemas), `"the role may not use schema `+schema)
 	}
 	return params
 }
@@ -273,16 +273,16 @@ func (bd *binding) query() string {
 func (b *binder) statement(schema bool, settings int, param func() string) string {
 	var sb strings.Builder
 	sb.WriteString("select pg_catalog.set_config(" + literal(b.setting) + "," + param() + ",true)")
-	if schema {
+	for range settings {
+		sb.WriteString(",pg_catalog.set_config(" + param() + "," + param() + ",true)")
+	}
+	if schema { // behind the settings, of which one may be the role
 		// A schema that is missing, or that the role may not use, is skipped in silence when names are
 		// looked up, and they would be found in a shared schema instead. So the binding itself fails:
 		// has_schema_privilege raises 3F000 for the one, and for the other search_path is given a value
 		// with an open quote, which it refuses and which says why.
 		sb.WriteString(",pg_catalog.set_config('search_path',case when pg_catalog.has_schema_privilege(" + param() +
 			"::text,'usage') then " + param() + "::text else " + param() + " end,true)")
-	}
-	for range settings {
-		sb.WriteString(",pg_catalog.set_config(" + param() + "," + param() + ",true)")
 	}
 	return sb.String()
 }

@@ -105,6 +105,27 @@ func TestSchemaNeverFallsThrough(t *testing.T) {
 	}
 }
 
+// The role that may have to use the schema is the one that the tenant's settings say.
+func TestSchemaOfATenantsOwnRole(t *testing.T) {
+	t.Parallel()
+	db := schemasDB(t)
+	role := "role_" + db.Name
+	db.SuperExec("create role "+role, "grant "+role+" to "+db.App, "revoke usage on schema tenant_b from public", "grant usage on schema tenant_b to "+db.App)
+	t.Cleanup(func() { db.SuperExec("drop owned by "+role, "drop role "+role) })
+	inEveryMode(t, func(t *testing.T, m pgx.QueryExecMode) {
+		pool := boundPool(t, db.AppURL(), mode(m))
+		ctx := func(id string) context.Context {
+			return WithTenant(context.Background(), Tenant{ID: id, Isolation: IsolationSchema, Status: StatusReadOnly, Settings: map[string]string{"role": role, "work_mem": "1MB"}})
+		}
+		require.Equal(t, []string{"tenant_a"}, strs(t, pool, ctx("a"), "select body from items where $1", true))
+		require.Equal(t, []string{role}, strs(t, pool, ctx("a"), "select current_user::text"))
+		_, err := pool.Exec(ctx("b"), "select body from items where $1", true)
+		require.Equal(t, "22023", pgCode(err))
+		require.ErrorContains(t, err, "the role may not use schema tenant_b")
+		require.Equal(t, []string{"tenant_b"}, strs(t, pool, inSchema("b"), "select body from items"))
+	})
+}
+
 // A temporary table cannot stand in for a schema tenant's own, even for that tenant.
 func TestSchemaTenantsOwnTablesComeFirst(t *testing.T) {
 	t.Parallel()

@@ -286,8 +286,9 @@ func (w *wireConn) replyDiagnostic(s *segment, typ byte, body []byte) (keep bool
 	s.next = len(s.inserts) // the server skips what follows
 	// A simple query is parsed as a whole before any of it is run: the error may be in the caller's text.
 	if in == nil || s.simple && !in.begun {
-		if len(s.inserts) > 0 && string(diagnosticField(body, 'C')) == "25001" {
-			// VACUUM, CREATE DATABASE, CREATE INDEX CONCURRENTLY and their like, which run alone.
+		if code := string(diagnosticField(body, 'C')); len(s.inserts) > 0 && (code == "25001" || code == "2D000") {
+			// VACUUM, CREATE DATABASE, CREATE INDEX CONCURRENTLY and their like, which run alone; and a
+			// procedure that commits.
 			return true, withHint(body, "pgxtenant sends every statement in one transaction with its tenant's binding; run this one on the admin pool"), nil
 		}
 		return true, w.reposition(s, typ, body), nil

@@ -720,6 +720,10 @@ func TestDeallocateAll(t *testing.T) {
 	var pgErr *pgconn.PgError
 	require.ErrorAs(t, err, &pgErr)
 	require.Contains(t, pgErr.Hint, "admin pool")
+	_, err = pool.Exec(as("a"), "do $$ begin commit; end $$")
+	require.ErrorAs(t, err, &pgErr)
+	require.Equal(t, "2D000", pgErr.Code)
+	require.Contains(t, pgErr.Hint, "admin pool")
 
 	// Deallocated out of sight, by a function: one statement fails, the next one is right.
 	db.Exec("create function forget() returns void language plpgsql as $$ begin execute 'deallocate all'; end $$")

@@ -17,7 +17,8 @@ const (
 	// SQL, perhaps under the names of ours or pgx's, which would then run in their place.
 	leavesSession
 	// leavesForGood is what cannot be cleaned away without harm, so that the connection is closed
-	// instead: notifications that pgx may have queued, dblink connections.
+	// instead: notifications that pgx may have queued, dblink connections, and a cache of pgx's whose
+	// statements are gone, each of which would fail once.
 	leavesForGood
 
 	leavesAll = leavesSequence | leavesSession
@@ -77,7 +78,7 @@ func leavingsOfTag(tag []byte, rows int64, none bool) leavings {
 	case "INSERT", "UPDATE", "MERGE", "COPY":
 		return leavesSequence // by a default, most often
 	case "DELETE", "BEGIN", "START", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "FETCH", "MOVE", "SHOW",
-		"NOTIFY", "UNLISTEN", "DEALLOCATE", "TRUNCATE", "LOCK", "VACUUM", "ANALYZE", "REINDEX", "CHECKPOINT", "CLOSE":
+		"NOTIFY", "UNLISTEN", "TRUNCATE", "LOCK", "VACUUM", "ANALYZE", "REINDEX", "CHECKPOINT", "CLOSE":
 		return 0
 	case "PREPARE":
 		if string(rest) == "TRANSACTION" {
@@ -85,6 +86,11 @@ func leavingsOfTag(tag []byte, rows int64, none bool) leavings {
 		}
 	case "LISTEN":
 		return leavesForGood
+	case "DEALLOCATE":
+		if string(rest) == "ALL" {
+			return leavesForGood
+		}
+		return 0
 	case "DISCARD":
 		if string(rest) == "ALL" {
 			return 0

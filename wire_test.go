@@ -704,7 +704,8 @@ func TestDatabaseSQL(t *testing.T) {
 	require.ErrorIs(t, sqlDB.PingContext(context.Background()), ErrNoTenant)
 }
 
-// The binding's prepared statement is made anew after it was deallocated.
+// The binding's prepared statement is made anew after it was deallocated. pgx's own are not: another tenant is
+// given another connection.
 func TestDeallocateAll(t *testing.T) {
 	t.Parallel()
 	db := docsDB(t)
@@ -713,7 +714,9 @@ func TestDeallocateAll(t *testing.T) {
 		require.Equal(t, []string{"a1"}, strs(t, pool, as("a"), "select body from docs where id = $1", 1))
 		_, err := pool.Exec(as("a"), sql)
 		require.NoError(t, err)
+		require.Equal(t, []string{"a1"}, strs(t, pool, as("a"), "select body from docs where id = $1", 1))
 		require.Equal(t, []string{"b1"}, strs(t, pool, as("b"), "select body from docs where id = $1", 1))
+		require.EqualValues(t, 2, pool.Stat().NewConnsCount(), sql)
 	}
 	_, err := pool.Exec(as("a"), "discard all")
 	require.Equal(t, "25001", pgCode(err), "refused by the server inside a bound segment")
@@ -733,7 +736,15 @@ func TestDeallocateAll(t *testing.T) {
 	require.Equal(t, "26000", pgCode(err))
 	require.ErrorContains(t, err, `pgxtenant: binding tenant "b"`)
 	require.Equal(t, []string{"b1"}, strs(t, pool, as("b"), "select body from docs where id = $1", 1))
-	require.EqualValues(t, 1, pool.Stat().NewConnsCount())
+	require.EqualValues(t, 2, pool.Stat().NewConnsCount())
+
+	// In the mode that caches, the next tenant's statements would fail one after another.
+	pool = boundPool(t, db.AppURL())
+	for _, id := range []string{"a", "b", "a"} {
+		require.Equal(t, []string{id + "1"}, strs(t, pool, as(id), "select body from docs where id = $1", 1))
+		_, err := pool.Exec(as(id), "deallocate all")
+		require.NoError(t, err)
+	}
 }
 
 // A connection that the server kills fails its statement alone, with nothing of it seen by others.

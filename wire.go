@@ -98,6 +98,7 @@ func (b *binder) install(config *pgxpool.Config, resolve func(context.Context) (
 		return newWireConn(conn, keepsPrepared, b.strict), nil
 	}
 
+	guardConnections(config)
 	then := config.PrepareConn
 	//lint:ignore SA1019 pgxpool still honours it, so the binding must not disable it
 	if before := config.BeforeAcquire; then == nil && before != nil {

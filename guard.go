@@ -1,0 +1,139 @@
+package pgxtenant
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// guard is the tracer of a bound connection. It refuses what comes under another tenant's context than the
+// connection was checked out under, for whoever keeps connections of a pool for himself, as database/sql does
+// unless its number of idle ones is set to zero, does not ask for them again when the tenant changes. A
+// transaction is let go on: it is its tenant's to the end. Whatever the config's own tracer traces is passed on.
+type guard struct {
+	query   pgx.QueryTracer // any of them may be nil
+	batch   pgx.BatchTracer
+	copying pgx.CopyFromTracer
+	prepare pgx.PrepareTracer
+	connect pgx.ConnectTracer
+}
+
+// guardConnections puts a guard on each new connection of config. The pool itself keeps the config's own tracer.
+func guardConnections(config *pgxpool.Config) {
+	before := config.BeforeConnect
+	config.BeforeConnect = func(ctx context.Context, cc *pgx.ConnConfig) error {
+		if before != nil {
+			if err := before(ctx, cc); err != nil {
+				return err
+			}
+		}
+		g := &guard{query: cc.Tracer}
+		g.batch, _ = cc.Tracer.(pgx.BatchTracer)
+		g.copying, _ = cc.Tracer.(pgx.CopyFromTracer)
+		g.prepare, _ = cc.Tracer.(pgx.PrepareTracer)
+		g.connect, _ = cc.Tracer.(pgx.ConnectTracer)
+		cc.Tracer = g
+		return nil
+	}
+}
+
+// check breaks the connection off if ctx is another tenant's. A tracer has no other way to stop a statement:
+// the attempt to send it then fails, with this error and before the first byte.
+func (g *guard) check(ctx context.Context, conn *pgx.Conn) {
+	c := carried(ctx)
+	if c == nil {
+		return
+	}
+	if w, ok := conn.PgConn().Conn().(*wireConn); ok && !w.isFor(c.tenant.ID) {
+		_ = w.Close() // pgx would wait for an answer
+	}
+}
+
+// isFor reports whether a statement of tenant id may begin now. If not, the connection is broken off.
+func (w *wireConn) isFor(id string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.current == nil || w.current.tenant.ID == id || w.status != 'I' || w.inFlight.len() > 0 {
+		return true
+	}
+	_ = w.breakOff(fmt.Errorf("%w: the connection was checked out for tenant %q, and the context is tenant %q's; check out another, and in database/sql call SetMaxIdleConns(0)",
+		ErrWrongTenant, w.current.tenant.ID, clip(id)))
+	return false
+}
+
+func (g *guard) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	g.check(ctx, conn)
+	if g.query == nil {
+		return ctx
+	}
+	return g.query.TraceQueryStart(ctx, conn, data)
+}
+
+func (g *guard) TraceQueryEnd(ctx context.Context, conn *pgx.Conn, data pgx.TraceQueryEndData) {
+	if g.query != nil {
+		g.query.TraceQueryEnd(ctx, conn, data)
+	}
+}
+
+func (g *guard) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
+	g.check(ctx, conn)
+	if g.batch == nil {
+		return ctx
+	}
+	return g.batch.TraceBatchStart(ctx, conn, data)
+}
+
+func (g *guard) TraceBatchQuery(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchQueryData) {
+	if g.batch != nil {
+		g.batch.TraceBatchQuery(ctx, conn, data)
+	}
+}
+
+func (g *guard) TraceBatchEnd(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchEndData) {
+	if g.batch != nil {
+		g.batch.TraceBatchEnd(ctx, conn, data)
+	}
+}
+
+func (g *guard) TraceCopyFromStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceCopyFromStartData) context.Context {
+	g.check(ctx, conn)
+	if g.copying == nil {
+		return ctx
+	}
+	return g.copying.TraceCopyFromStart(ctx, conn, data)
+}
+
+func (g *guard) TraceCopyFromEnd(ctx context.Context, conn *pgx.Conn, data pgx.TraceCopyFromEndData) {
+	if g.copying != nil {
+		g.copying.TraceCopyFromEnd(ctx, conn, data)
+	}
+}
+
+func (g *guard) TracePrepareStart(ctx context.Context, conn *pgx.Conn, data pgx.TracePrepareStartData) context.Context {
+	g.check(ctx, conn)
+	if g.prepare == nil {
+		return ctx
+	}
+	return g.prepare.TracePrepareStart(ctx, conn, data)
+}
+
+func (g *guard) TracePrepareEnd(ctx context.Context, conn *pgx.Conn, data pgx.TracePrepareEndData) {
+	if g.prepare != nil {
+		g.prepare.TracePrepareEnd(ctx, conn, data)
+	}
+}
+
+func (g *guard) TraceConnectStart(ctx context.Context, data pgx.TraceConnectStartData) context.Context {
+	if g.connect == nil {
+		return ctx
+	}
+	return g.connect.TraceConnectStart(ctx, data)
+}
+
+func (g *guard) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEndData) {
+	if g.connect != nil {
+		g.connect.TraceConnectEnd(ctx, data)
+	}
+}

@@ -514,41 +514,6 @@ func TestACancelledContext(t *testing.T) {
 	}
 }
 
-// A checkout allocates nothing beyond what pgxpool does, which is nothing on most.
-func TestCheckoutAllocations(t *testing.T) { // not beside others, whose allocations would count
-	if raceEnabled {
-		t.Skip("sync.Pool forgets on purpose under the race detector")
-	}
-	d := pgtest.New(t)
-	plain := openDB(t, d.AppURL())
-	limited := openDB(t, d.AppURL("tenant_max_conns=9"))
-	cancellable, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	for _, c := range []struct {
-		name string
-		db   *TenantDB
-		ctx  context.Context
-		want float64
-	}{
-		{"row", plain, WithTenant(cancellable, Tenant{ID: "a"}), 0},
-		{"row by ID", plain, WithTenantID(cancellable, "a"), 0},
-		{"none", plain, WithoutTenant(cancellable), 0},
-		{"schema", plain, WithTenant(cancellable, Tenant{ID: "a", Isolation: IsolationSchema}), 0},
-		{"database", plain, isolatedFrom(cancellable, "a", d.AppURL()), 0},
-		{"row in a budget", limited, WithTenant(cancellable, Tenant{ID: "a"}), 1},
-		{"database in a budget", limited, isolatedFrom(cancellable, "a", d.AppURL()), 1},
-	} {
-		got := testing.AllocsPerRun(1000, func() {
-			conn, err := c.db.Acquire(c.ctx)
-			if err != nil {
-				t.Fatal(err)
-			}
-			conn.Release()
-		})
-		require.Equal(t, c.want, got, c.name)
-	}
-}
-
 func TestConfigIsACopy(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)

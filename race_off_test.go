@@ -1,5 +1,0 @@
-//go:build !race
-
-package pgxtenant
-
-const raceEnabled = false

@@ -224,6 +224,20 @@ func (r *Registry) ByAlias(ctx context.Context, alias string) (Tenant, error) {
 	return r.tenants.get(ctx, key.ID)
 }
 
+// PeekAlias returns the tenant that has the given alias, in whatever case, if that is in memory. It
+// implements AliasPeeker.
+func (r *Registry) PeekAlias(alias string) (Tenant, bool) {
+	name, err := normalAlias(alias)
+	if err != nil {
+		return Tenant{}, false
+	}
+	key, ok := r.aliases.peek(name)
+	if !ok {
+		return Tenant{}, false
+	}
+	return r.tenants.peek(key.ID)
+}
+
 func (r *Registry) readTenant(ctx context.Context, id string) (Tenant, error) {
 	rec, err := r.readRecord(ctx, r.pool, id, "")
 	if err != nil {

@@ -58,6 +58,24 @@ var (
 	// ErrClosed means the TenantDB has been closed, or the Registry.
 	ErrClosed = errors.New("pgxtenant: closed")
 
+	// ErrUnidentified means a request that does not say which tenant it is for.
+	ErrUnidentified = errors.New("pgxtenant: the request does not say which tenant it is for")
+
+	// ErrAmbiguousTenant means a request that names two different tenants.
+	ErrAmbiguousTenant = errors.New("pgxtenant: the request names more than one tenant")
+
+	// ErrUnauthenticated means a caller who is nobody yet, and must say who it is before it may act as any
+	// tenant. A function given to Authorize may return it, or an error that wraps it.
+	ErrUnauthenticated = errors.New("pgxtenant: the caller is not authenticated")
+
+	// ErrForbidden means a caller who may not act as the tenant. Any error of a function given to Authorize
+	// that does not say otherwise is wrapped by one.
+	ErrForbidden = errors.New("pgxtenant: the caller may not act as this tenant")
+
+	// ErrUnreachable means that it cannot be told at the moment which tenants there are, or what a caller
+	// may do. A function given to Authorize may return it, or an error that wraps it.
+	ErrUnreachable = errors.New("pgxtenant: the directory cannot be asked")
+
 	// ErrUnbound means that a statement reached a connection that no checkout had bound, or one in a form
 	// that cannot be bound. It was not sent, and the connection was closed.
 	ErrUnbound = errors.New("pgxtenant: statement on a connection that is not bound to a tenant")

@@ -36,7 +36,7 @@ func (l *lookups) get(ctx context.Context, id string) (Tenant, error) {
 	}
 	if p, ok := l.directory.(Peeker); ok {
 		if t, ok := p.Peek(id); ok {
-			return t, sameTenant(id, t)
+			return t, l.sameTenant(id, t)
 		}
 	}
 	l.mu.Lock()
@@ -82,13 +82,13 @@ func (l *lookups) run(ctx context.Context, id string, call *lookup) {
 	}()
 	call.err = errors.New("pgxtenant: the directory ended the goroutine that asked it") // unless it returns
 	call.tenant, call.err = l.directory.Lookup(ctx, id)
-	if call.err == nil && !l.other {
-		call.err = sameTenant(id, call.tenant)
+	if call.err == nil {
+		call.err = l.sameTenant(id, call.tenant)
 	}
 }
 
-func sameTenant(id string, t Tenant) error {
-	if t.ID != id {
+func (l *lookups) sameTenant(id string, t Tenant) error {
+	if !l.other && t.ID != id {
 		return fmt.Errorf("%w: the directory answered with tenant %q", ErrWrongTenant, clip(t.ID))
 	}
 	return nil

@@ -196,7 +196,7 @@ type contextKind uint8
 
 const (
 	kindTenant  contextKind = iota // a whole Tenant
-	kindID                         // an ID, to be looked up in the directory
+	kindID                         // an ID, to be looked up in the directory; the rest, if there is any, is as of an earlier look-up
 	kindWithout                    // deliberately no tenant
 )
 
@@ -241,7 +241,8 @@ func WithoutTenant(ctx context.Context) context.Context {
 }
 
 // FromContext returns the tenant that ctx carries. It reports false if there is none, or if it was
-// removed by [WithoutTenant]. After [WithTenantID] only the ID is set.
+// removed by [WithoutTenant]. After [WithTenantID] only the ID is set. Under [Middleware] and [Gate] the
+// tenant is as the directory knew it when the request came in; checkouts ask again.
 func FromContext(ctx context.Context) (Tenant, bool) {
 	c := carried(ctx)
 	if c == nil || c.kind == kindWithout {

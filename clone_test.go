@@ -307,7 +307,7 @@ func TestSchemasBadInput(t *testing.T) {
 
 	for _, bad := range []struct{ make, want, unmake string }{
 		{"create aggregate tpl.total (int) (sfunc = int4pl, stype = int)", "function total(integer)", "drop aggregate tpl.total (int)"},
-		{"create function tpl.f() returns bigint language sql as 'select count(*) from tpl.note'", "names schema", "drop function tpl.f"},
+		{"create function tpl.f() returns bigint language sql as 'select count(*) from tpl.note'", "function f() names it as text", "drop function tpl.f"},
 		{"create collation tpl.c from \"C\"", "collation c", "drop collation tpl.c"},
 	} {
 		conn := d.Connect(d.OwnerURL())

@@ -355,13 +355,9 @@ func (m *SchemaManager) fromStock(ctx context.Context, tx pgx.Tx, template *desc
 		return false, err
 	}
 	text := "delete from pgxtenant.schema where name = " + literal(name) + "; alter schema " + ident(name) + " rename to " + ident(schema)
-	// What says the schema's name in so many words still says the old one.
-	before, _ := template.statements(schema)
-	for i, o := range template.made {
-		if strings.Contains(o.sql, ownName) {
-			text += "; set local check_function_bodies = off; set local search_path = " + ident(schema) + ", pg_temp; " +
-				strings.Replace(before[i].sql, "CREATE ", "CREATE OR REPLACE ", 1)
-		}
+	for _, o := range template.naming(schema) {
+		text += "; set local check_function_bodies = off; set local search_path = " + ident(schema) + ", pg_temp; " +
+			strings.Replace(o.sql, "CREATE ", "CREATE OR REPLACE ", 1)
 	}
 	_, err = tx.Exec(ctx, text)
 	return true, err

@@ -18,9 +18,15 @@ func (m *SchemaManager) template(ctx context.Context, tx pgx.Tx) (*description, 
 	var tables []string
 	err := tx.QueryRow(ctx, `
 		select exists (select from pg_catalog.pg_namespace where nspname = $1),
-			(select pg_catalog.format('%s belongs to role %s', pg_catalog.pg_describe_object('pg_catalog.pg_class'::regclass, c.oid, 0), pg_catalog.pg_get_userbyid(c.relowner))
-				from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-				where n.nspname = $1 and c.relowner <> current_user::regrole and c.relkind not in ('i', 'I') order by 1 limit 1),
+			(select pg_catalog.format('%s belongs to role %s', pg_catalog.pg_describe_object(o.class, o.oid, 0), pg_catalog.pg_get_userbyid(o.owner))
+				from pg_catalog.pg_namespace n, lateral (
+					select 'pg_catalog.pg_namespace'::regclass, n.oid, n.nspowner
+					union all select 'pg_catalog.pg_class'::regclass, c.oid, c.relowner from pg_catalog.pg_class c where c.relnamespace = n.oid and c.relkind not in ('i', 'I', 'c')
+					union all select 'pg_catalog.pg_proc'::regclass, f.oid, f.proowner from pg_catalog.pg_proc f where f.pronamespace = n.oid
+						and not exists (select from pg_catalog.pg_depend d where d.classid = 'pg_catalog.pg_proc'::regclass and d.objid = f.oid and d.deptype = 'i')
+					union all select 'pg_catalog.pg_type'::regclass, t.oid, t.typowner from pg_catalog.pg_type t where t.typnamespace = n.oid
+					union all select 'pg_catalog.pg_statistic_ext'::regclass, s.oid, s.stxowner from pg_catalog.pg_statistic_ext s where s.stxnamespace = n.oid) o(class, oid, owner)
+				where n.nspname = $1 and o.owner <> current_user::regrole order by 1 limit 1),
 			array(select pg_catalog.format('%I.%I', n.nspname, c.relname) from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 				where n.nspname = $1 and c.relkind in ('r', 'p') order by 1)`, m.o.Template).Scan(&exists, &foreign, &tables)
 	switch {
@@ -108,19 +114,24 @@ func run(ctx context.Context, tx pgx.Tx, statements []object) error {
 
 func (m *SchemaManager) copyRows(ctx context.Context, tx pgx.Tx, schema, table string) error {
 	var columns, sequences []string
+	var only string // for the rows of tables that inherit are not this one's, but those of partitions are
 	err := tx.QueryRow(ctx, `
 		select array(select pg_catalog.quote_ident(a.attname) from pg_catalog.pg_attribute a
 				where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum),
-			array(select pg_catalog.quote_ident(s.relname) from pg_catalog.pg_depend d join pg_catalog.pg_class s on s.oid = d.objid and s.relkind = 'S' and s.relnamespace = c.relnamespace
-				where d.classid = 'pg_catalog.pg_class'::regclass and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = c.oid and d.refobjsubid > 0 order by 1)
+			array(select pg_catalog.quote_ident(s.relname) from pg_catalog.pg_class s where s.relkind = 'S' and s.relnamespace = c.relnamespace and s.oid in (
+				select d.objid from pg_catalog.pg_depend d
+					where d.classid = 'pg_catalog.pg_class'::regclass and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = c.oid and d.refobjsubid > 0
+				union all select d.refobjid from pg_catalog.pg_depend d join pg_catalog.pg_attrdef e on e.oid = d.objid
+					where d.classid = 'pg_catalog.pg_attrdef'::regclass and d.refclassid = 'pg_catalog.pg_class'::regclass and e.adrelid = c.oid) order by 1),
+			case c.relkind when 'r' then 'only ' else '' end
 		from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-		where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p')`, m.o.Template, table).Scan(&columns, &sequences)
+		where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p')`, m.o.Template, table).Scan(&columns, &sequences, &only)
 	if err != nil {
 		return err // of a table that is not there, that there are no rows
 	}
 	list := strings.Join(columns, ", ")
 	// Rows that a policy hides from the owner are an error then, and not left out.
-	text := "set local row_security = off; insert into " + ident(schema, table) + " (" + list + ") overriding system value select " + list + " from " + ident(m.o.Template, table)
+	text := "set local row_security = off; insert into " + ident(schema, table) + " (" + list + ") overriding system value select " + list + " from " + only + ident(m.o.Template, table)
 	for _, s := range sequences {
 		text += "; select pg_catalog.setval(" + literal(ident(schema)+"."+s) + ", last_value, is_called) from " + ident(m.o.Template) + "." + s
 	}

@@ -37,33 +37,62 @@ const describedSchema = `with ns as (select oid, nspname, nspowner from pg_names
 	typ as (select t.*, quote_ident(t.typname) as q from pg_type t join ns on ns.oid = t.typnamespace)
 	`
 
-// refused are kinds of objects that are not copied: a schema that has one is refused, by its name.
+// refusedObjects are what keeps a schema from being copied, with the reason.
 const refusedObjects = describedSchema + `
-	select pg_describe_object(classid, objid, 0) from (
-		select 'pg_class'::regclass as classid, oid as objid from rel where relkind = 'f' or reloftype <> 0
-			or relkind = 'r' and relam <> (select oid from pg_am where amname = 'heap')
-		union all select 'pg_proc'::regclass, oid from func where prokind in ('a', 'w')
-		union all select 'pg_operator'::regclass, o.oid from pg_operator o join ns on ns.oid = o.oprnamespace
-		union all select 'pg_opclass'::regclass, o.oid from pg_opclass o join ns on ns.oid = o.opcnamespace
-		union all select 'pg_opfamily'::regclass, o.oid from pg_opfamily o join ns on ns.oid = o.opfnamespace
-		union all select 'pg_collation'::regclass, o.oid from pg_collation o join ns on ns.oid = o.collnamespace
-		union all select 'pg_conversion'::regclass, o.oid from pg_conversion o join ns on ns.oid = o.connamespace
-		union all select 'pg_ts_config'::regclass, o.oid from pg_ts_config o join ns on ns.oid = o.cfgnamespace
-		union all select 'pg_ts_dict'::regclass, o.oid from pg_ts_dict o join ns on ns.oid = o.dictnamespace
-		union all select 'pg_ts_parser'::regclass, o.oid from pg_ts_parser o join ns on ns.oid = o.prsnamespace
-		union all select 'pg_ts_template'::regclass, o.oid from pg_ts_template o join ns on ns.oid = o.tmplnamespace
-		union all select 'pg_type'::regclass, oid from typ where typtype = 'b' and typelem = 0
-		union all select 'pg_extension'::regclass, e.oid from pg_extension e join ns on ns.oid = e.extnamespace
+	select pg_describe_object(classid, objid, 0) || ', ' || why from (
+		select classid, objid, 'of a kind that is not copied; move it to a schema that all tenants share' as why from (
+			select 'pg_class'::regclass as classid, oid as objid from rel where relkind = 'f' or reloftype <> 0
+				or relkind in ('r', 'm') and relam <> (select oid from pg_am where amname = 'heap')
+			union all select 'pg_proc'::regclass, oid from func where prokind in ('a', 'w')
+			union all select 'pg_operator'::regclass, o.oid from pg_operator o join ns on ns.oid = o.oprnamespace
+			union all select 'pg_opclass'::regclass, o.oid from pg_opclass o join ns on ns.oid = o.opcnamespace
+			union all select 'pg_opfamily'::regclass, o.oid from pg_opfamily o join ns on ns.oid = o.opfnamespace
+			union all select 'pg_collation'::regclass, o.oid from pg_collation o join ns on ns.oid = o.collnamespace
+			union all select 'pg_conversion'::regclass, o.oid from pg_conversion o join ns on ns.oid = o.connamespace
+			union all select 'pg_ts_config'::regclass, o.oid from pg_ts_config o join ns on ns.oid = o.cfgnamespace
+			union all select 'pg_ts_dict'::regclass, o.oid from pg_ts_dict o join ns on ns.oid = o.dictnamespace
+			union all select 'pg_ts_parser'::regclass, o.oid from pg_ts_parser o join ns on ns.oid = o.prsnamespace
+			union all select 'pg_ts_template'::regclass, o.oid from pg_ts_template o join ns on ns.oid = o.tmplnamespace
+			union all select 'pg_type'::regclass, oid from typ where typtype = 'b' and typelem = 0
+			union all select 'pg_extension'::regclass, e.oid from pg_extension e join ns on ns.oid = e.extnamespace
+			union all select 'pg_cast'::regclass, k.oid from pg_cast k
+				where (exists (select from typ where typ.oid in (k.castsource, k.casttarget)) or exists (select from func where func.oid = k.castfunc))
+					and not exists (select from pg_depend d where d.classid = 'pg_cast'::regclass and d.objid = k.oid and d.deptype = 'i')
+			union all select 'pg_class'::regclass, x.oid from rel x join pg_constraint k on k.conindid = x.oid and k.contype in ('p', 'u', 'x')
+				where x.relkind = 'I' and x.reloptions is not null) x
+		union all
+		select classid, objid, 'with the name of one of the server''s own, which comes first in every search_path; rename it' from (
+			select 'pg_class'::regclass as classid, oid as objid from rel where not pg_table_is_visible(oid)
+			union all select 'pg_proc'::regclass, oid from func where not pg_function_is_visible(oid)
+			union all select 'pg_type'::regclass, oid from typ where typtype in ('e', 'd', 'r') and not pg_type_is_visible(oid)) x
+		union all
+		select 'pg_class'::regclass, i.inhparent, format('of which %s is a part and in another schema; a copy would lack it', i.inhrelid::regclass)
+			from pg_inherits i join tab p on p.oid = i.inhparent where not exists (select from tab where tab.oid = i.inhrelid)
+		union all
+		select 'pg_class'::regclass, c.oid, format('a partition of %s in another schema, which has room for one such only', i.inhparent::regclass)
+			from tab c join pg_inherits i on i.inhrelid = c.oid where c.relispartition and not exists (select from tab where tab.oid = i.inhparent)
 	) x order by 1 limit 1`
+
+// storageOptions are the options of relation c and, as its own, those of its TOAST table.
+const storageOptions = `(select ' with (' || string_agg(format('%s%s = %L', o.prefix, o.option_name, o.option_value), ', ' order by o.prefix, o.n) || ')' from (
+				select '' prefix, x.* from pg_options_to_table(c.reloptions) with ordinality x(option_name, option_value, n)
+				union all select 'toast.', x.* from pg_class toast, pg_options_to_table(toast.reloptions) with ordinality x(option_name, option_value, n) where toast.oid = c.reltoastrelid) o)`
+
+// inheritedLater tells that all that table c has of its parents it also has of its own. It may have been made
+// without them, and its columns come in an order of its own.
+const inheritedLater = `not exists (select from pg_attribute a where a.attrelid = c.oid and a.attinhcount > 0 and not a.attislocal
+					union all select from pg_constraint k where k.conrelid = c.oid and k.coninhcount > 0 and not k.conislocal)`
 
 // madeParts make objects that others may depend on, in any order; sortObjects finds a right one.
 var madeParts = []part{
 	{"enum", `select t.oid, t.q, format('create type %s as enum (%s)', t.q,
 			(select string_agg(quote_literal(e.enumlabel), ', ' order by e.enumsortorder) from pg_enum e where e.enumtypid = t.oid))
 		from typ t where t.typtype = 'e'`},
-	{"domain", `select t.oid, t.q, format('create domain %s as %s%s%s%s', t.q, format_type(t.typbasetype, t.typtypmod),
+	{"domain", `select t.oid, t.q, format('create domain %s as %s%s%s%s%s', t.q, format_type(t.typbasetype, t.typtypmod),
 			case when t.typcollation <> b.typcollation then ' collate ' || t.typcollation::regcollation end,
-			' default ' || pg_get_expr(t.typdefaultbin, 0), case when t.typnotnull then ' not null' end)
+			' default ' || pg_get_expr(t.typdefaultbin, 0), case when t.typnotnull then ' not null' end,
+			(select string_agg(format(' constraint %I %s', k.conname, pg_get_constraintdef(k.oid)), '' order by k.conname)
+				from pg_constraint k where k.contypid = t.oid and k.contype = 'c' and k.convalidated))
 		from typ t join pg_type b on b.oid = t.typbasetype where t.typtype = 'd'`},
 	{"composite type", `select t.oid, t.q, format('create type %s as (%s)', t.q,
 			(select string_agg(format('%I %s%s', a.attname, format_type(a.atttypid, a.atttypmod),
@@ -80,7 +109,8 @@ var madeParts = []part{
 			format('CREATE OR REPLACE %s %I.%I(', case f.prokind when 'p' then 'PROCEDURE' else 'FUNCTION' end, $1, f.proname),
 			format('CREATE %s %I(', case f.prokind when 'p' then 'PROCEDURE' else 'FUNCTION' end, f.proname))
 		from func f where f.prokind in ('f', 'p')`},
-	{"sequence", `select c.oid, c.q, format('create sequence %s as %s increment %s minvalue %s maxvalue %s start %s cache %s%s', c.q, format_type(s.seqtypid, null),
+	{"sequence", `select c.oid, c.q, format('create%s sequence %s as %s increment %s minvalue %s maxvalue %s start %s cache %s%s',
+			case c.relpersistence when 'u' then ' unlogged' end, c.q, format_type(s.seqtypid, null),
 			s.seqincrement, s.seqmin, s.seqmax, s.seqstart, s.seqcache, case when s.seqcycle then ' cycle' end)
 		from rel c join pg_sequence s on s.seqrelid = c.oid
 		where not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'i')`},
@@ -95,16 +125,16 @@ var madeParts = []part{
 				union all
 				select 2, 0, format('constraint %I %s', k.conname, pg_get_constraintdef(k.oid))
 					from pg_constraint k where k.conrelid = c.oid and k.contype = 'c' and k.convalidated and (k.conislocal or c.relispartition)) x),
-			(select ' inherits (' || string_agg(i.inhparent::regclass::text, ', ' order by i.inhseqno) || ')' from pg_inherits i where i.inhrelid = c.oid and not c.relispartition),
+			(select ' inherits (' || string_agg(i.inhparent::regclass::text, ', ' order by i.inhseqno) || ')' from pg_inherits i where i.inhrelid = c.oid and not c.relispartition and not ` + inheritedLater + `),
 			' partition by ' || pg_get_partkeydef(c.oid),
-			(select ' with (' || string_agg(format('%s = %L', o.option_name, o.option_value), ', ') || ')' from pg_options_to_table(c.reloptions) o))
+			` + storageOptions + `)
 		from tab c`},
 	{"view", `select c.oid, c.q, format(E'create view %s%s as\n%s', c.q,
 			(select ' with (' || string_agg(format('%s = %L', o.option_name, o.option_value), ', ') || ')' from pg_options_to_table(c.reloptions) o),
 			pg_get_viewdef(c.oid))
 		from rel c where c.relkind = 'v'`},
 	{"materialized view", `select c.oid, c.q, format(E'create materialized view %s%s as\n%s\nwith no data', c.q,
-			(select ' with (' || string_agg(format('%s = %L', o.option_name, o.option_value), ', ') || ')' from pg_options_to_table(c.reloptions) o),
+			` + storageOptions + `,
 			rtrim(pg_get_viewdef(c.oid), ';'))
 		from rel c where c.relkind = 'm'`},
 }
@@ -123,7 +153,8 @@ const dependencies = describedSchema + `,
 		union all select c.oid, 'pg_class'::regclass, c.reltype from rel c where c.relkind = 'c'
 		union all select r.rngmultitypid, 'pg_type'::regclass, r.rngtypid from pg_range r
 		union all select w.oid, 'pg_rewrite'::regclass, w.ev_class from pg_rewrite w where w.rulename = '_RETURN'
-		union all select k.oid, 'pg_constraint'::regclass, k.conrelid from pg_constraint k where k.contype = 'c' and k.convalidated and k.conrelid <> 0
+		union all select k.oid, 'pg_constraint'::regclass, coalesce(nullif(k.conrelid, 0), k.contypid) from pg_constraint k where k.contype = 'c' and k.convalidated
+		union all select k.oid, 'pg_constraint'::regclass, k.oid from rel c join pg_constraint k on k.conrelid = c.oid where k.contype in ('p', 'u', 'x')
 		union all select d.oid, 'pg_attrdef'::regclass, d.adrelid from pg_attrdef d join pg_attribute a on a.attrelid = d.adrelid and a.attnum = d.adnum and a.attgenerated <> '')
 	select distinct a.whole, coalesce(deeper.whole, b.whole)
 	from pg_depend d
@@ -136,7 +167,7 @@ const dependencies = describedSchema + `,
 // laterParts complete what has been made.
 var laterParts = []part{
 	{"domain constraint", `select 0::oid, k.conname, format('alter domain %s add constraint %I %s', t.q, k.conname, pg_get_constraintdef(k.oid))
-		from typ t join pg_constraint k on k.contypid = t.oid order by 2, 3`},
+		from typ t join pg_constraint k on k.contypid = t.oid where k.contype = 'c' and not k.convalidated order by 2, 3`},
 	{"identity", `select 0::oid, c.q || '.' || a.attname, format('alter table %s alter column %I add generated %s as identity (sequence name %s start with %s increment by %s minvalue %s maxvalue %s cache %s%s)',
 			c.q, a.attname, case a.attidentity when 'a' then 'always' else 'by default' end, s.oid::regclass,
 			q.seqstart, q.seqincrement, q.seqmin, q.seqmax, q.seqcache, case when q.seqcycle then ' cycle' end)
@@ -146,9 +177,32 @@ var laterParts = []part{
 	{"owner of a sequence", `select 0::oid, s.q, format('alter sequence %s owned by %s.%I', s.q, d.refobjid::regclass, a.attname)
 		from rel s join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = s.oid and d.refclassid = 'pg_class'::regclass and d.deptype = 'a'
 		join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid where s.relkind = 'S' order by 2, 3`},
+	{"inheritance", `select 0::oid, c.q, format('alter table only %s inherit %s', c.q, i.inhparent::regclass)
+		from tab c join pg_inherits i on i.inhrelid = c.oid where not c.relispartition and ` + inheritedLater + ` order by 2, i.inhseqno`},
+	{"inherited column", `select 0::oid, c.q || '.' || a.attname, format('alter table only %s alter column %I set not null', c.q, a.attname)
+		from tab c join pg_attribute a on a.attrelid = c.oid
+		where a.attnum > 0 and a.attnotnull and not a.attislocal and not c.relispartition order by 2`},
+	{"partition", `select 0::oid, c.q, format('alter table only %s attach partition %s %s', i.inhparent::regclass, c.q, pg_get_expr(c.relpartbound, c.oid))
+		from tab c join pg_inherits i on i.inhrelid = c.oid where c.relispartition order by 2, 3`},
+}
+
+// keyParts are what views and functions may need before they can be made, and come after rows have been copied.
+var keyParts = []part{
+	{"constraint", `select k.oid, k.conname, format('alter table only %s add constraint %I %s', c.q, k.conname, pg_get_constraintdef(k.oid))
+		from tab c join pg_constraint k on k.conrelid = c.oid where k.contype in ('p', 'u', 'x')
+		order by c.relispartition, k.contype <> 'p', c.q, 2`},
+	{"options of a constraint", `select 0::oid, x.q, format('alter index %s set (%s)', x.q, (select string_agg(format('%s = %L', o.option_name, o.option_value), ', ') from pg_options_to_table(x.reloptions) o))
+		from rel x join pg_constraint k on k.conindid = x.oid and k.contype in ('p', 'u', 'x') where x.reloptions is not null order by 2`},
+}
+
+// guardParts come last.
+var guardParts = []part{
 	{"default", `select 0::oid, c.q || '.' || a.attname, format('alter %s %s alter column %I set default %s', case c.relkind when 'v' then 'view' else 'table only' end, c.q, a.attname, pg_get_expr(d.adbin, d.adrelid))
 		from rel c join pg_attribute a on a.attrelid = c.oid join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum
-		where a.attgenerated = '' and (a.attislocal or c.relispartition or c.relkind = 'v' or d.oid is not null) order by 2, 3`},
+		where a.attgenerated = '' order by 2, 3`},
+	{"default not inherited", `select 0::oid, c.q || '.' || a.attname, format('alter table only %s alter column %I drop default', c.q, a.attname)
+		from tab c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attislocal and not a.atthasdef and not c.relispartition
+		where exists (select from pg_inherits i join pg_attribute p on p.attrelid = i.inhparent and p.attname = a.attname and p.atthasdef where i.inhrelid = c.oid) order by 2`},
 	{"column option", `select 0::oid, c.q || '.' || a.attname, format('alter %s %s alter column %I %s', case c.relkind when 'm' then 'materialized view' else 'table only' end, c.q, a.attname, o.sql)
 		from rel c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped join pg_type y on y.oid = a.atttypid
 		cross join lateral (
@@ -157,20 +211,14 @@ var laterParts = []part{
 			union all select 'set statistics ' || a.attstattarget where a.attstattarget >= 0
 			union all select format('set (%s)', string_agg(format('%s = %L', x.option_name, x.option_value), ', ')) from pg_options_to_table(a.attoptions) x having count(*) > 0) o(sql)
 		where c.relkind in ('r', 'p', 'm') order by 2, 3`},
-	{"partition", `select 0::oid, c.q, format('alter table only %s attach partition %s %s', i.inhparent::regclass, c.q, pg_get_expr(c.relpartbound, c.oid))
-		from tab c join pg_inherits i on i.inhrelid = c.oid where c.relispartition order by 2, 3`},
-}
-
-// guardParts come after rows have been copied.
-var guardParts = []part{
-	{"constraint", `select 0::oid, k.conname, format('alter table only %s add constraint %I %s', c.q, k.conname, pg_get_constraintdef(k.oid))
-		from tab c join pg_constraint k on k.conrelid = c.oid
-		where k.contype in ('p', 'u', 'x') or k.contype = 'c' and not k.convalidated and k.conislocal
-		order by c.relispartition, k.contype <> 'p', c.q, 2`},
+	{"unchecked constraint", `select 0::oid, k.conname, format('alter table %s add constraint %I %s', c.q, k.conname, pg_get_constraintdef(k.oid))
+		from tab c join pg_constraint k on k.conrelid = c.oid where k.contype = 'c' and not k.convalidated and k.conislocal order by c.q, 2`},
 	{"index", `select 0::oid, x.q, pg_get_indexdef(x.oid, 0, true)
 		from rel x join pg_index i on i.indexrelid = x.oid join rel c on c.oid = i.indrelid
-		where not exists (select from pg_constraint k where k.conindid = x.oid and k.contype in ('p', 'u', 'x'))
+		where not exists (select from pg_constraint k where k.conindid = x.oid and k.contype in ('p', 'u', 'x')) and (i.indisvalid or x.relkind = 'I')
 		order by c.relispartition, 2`},
+	{"column of an index", `select 0::oid, x.q, format('alter index %s alter column %s set statistics %s', x.q, a.attnum, a.attstattarget)
+		from rel x join pg_attribute a on a.attrelid = x.oid where x.relkind in ('i', 'I') and a.attstattarget >= 0 order by 2, 3`},
 	{"index of a partition", `select 0::oid, x.q, format('alter index %s attach partition %s', i.inhparent::regclass, x.q)
 		from rel x join pg_inherits i on i.inhrelid = x.oid where x.relkind in ('i', 'I') order by 2`},
 	{"clustering", `select 0::oid, x.q, format('alter table %s cluster on %s', i.indrelid::regclass, x.q) from rel x join pg_index i on i.indexrelid = x.oid where i.indisclustered order by 2`},
@@ -181,9 +229,15 @@ var guardParts = []part{
 		from tab c join pg_constraint k on k.conrelid = c.oid where k.contype = 'f' and k.conparentid = 0 order by c.q, 2`},
 	{"statistics", `select 0::oid, s.stxname, replace(pg_get_statisticsobjdef(s.oid), format('CREATE STATISTICS %I.%I ', $1, s.stxname), format('CREATE STATISTICS %I ', s.stxname))
 		from pg_statistic_ext s join ns on ns.oid = s.stxnamespace order by 2`},
+	{"target of statistics", `select 0::oid, s.stxname, format('alter statistics %I set statistics %s', s.stxname, s.stxstattarget)
+		from pg_statistic_ext s join ns on ns.oid = s.stxnamespace where s.stxstattarget >= 0 order by 2`},
+	{"tablespace", `select 0::oid, x.q, format('alter %s %s set tablespace %I', case when x.relkind in ('i', 'I') then 'index' when x.relkind = 'm' then 'materialized view' else 'table' end, x.q, s.spcname)
+		from rel x join pg_tablespace s on s.oid = x.reltablespace order by 2`},
 	{"rule", `select 0::oid, w.rulename, pg_get_ruledef(w.oid, true) from rel c join pg_rewrite w on w.ev_class = c.oid where w.rulename <> '_RETURN' order by c.q, 2`},
+	{"state of a rule", `select 0::oid, w.rulename, format('alter table %s %s rule %I', c.q, case w.ev_enabled when 'D' then 'disable' when 'R' then 'enable replica' else 'enable always' end, w.rulename)
+		from rel c join pg_rewrite w on w.ev_class = c.oid where w.ev_enabled <> 'O' order by c.q, 2`},
 	{"trigger", `select 0::oid, t.tgname, pg_get_triggerdef(t.oid, true) from rel c join pg_trigger t on t.tgrelid = c.oid where not t.tgisinternal and t.tgparentid = 0 order by c.q, 2`},
-	{"state of a trigger", `select 0::oid, t.tgname, format('alter table %s %s trigger %I', c.q, case t.tgenabled when 'D' then 'disable' when 'R' then 'enable replica' else 'enable always' end, t.tgname)
+	{"state of a trigger", `select 0::oid, t.tgname, format('alter table only %s %s trigger %I', c.q, case t.tgenabled when 'D' then 'disable' when 'R' then 'enable replica' else 'enable always' end, t.tgname)
 		from rel c join pg_trigger t on t.tgrelid = c.oid where not t.tgisinternal and t.tgenabled <> 'O' order by c.q, 2`},
 	{"policy", `select 0::oid, p.polname, format('create policy %I on %s as %s for %s to %s%s%s', p.polname, c.q, case when p.polpermissive then 'permissive' else 'restrictive' end,
 			case p.polcmd when 'r' then 'select' when 'a' then 'insert' when 'w' then 'update' when 'd' then 'delete' else 'all' end,
@@ -204,19 +258,35 @@ var guardParts = []part{
 			union all select 'pg_statistic_ext', s.oid, 0, format('statistics %I', s.stxname) from pg_statistic_ext s join ns on ns.oid = s.stxnamespace
 			union all select 'pg_namespace', ns.oid, 0, 'schema ` + ownName + `' from ns
 		) x join pg_description d on d.classoid = x.class and d.objoid = x.oid and d.objsubid = x.sub order by 2`},
+	// What a new object is open to may be more or less than the described one is, by default privileges of the role.
 	{"grant", `,
-		granted as (
-			select case c.relkind when 'S' then 'sequence' else 'table' end || ' ' || c.q object, '' columns, c.relowner owner, c.relacl acl from rel c
-			union all select 'table ' || c.q, format(' (%I)', a.attname), c.relowner, a.attacl from rel c join pg_attribute a on a.attrelid = c.oid and not a.attisdropped
-			union all select case f.prokind when 'p' then 'procedure ' else 'function ' end || f.q, '', f.proowner, f.proacl from func f
-			union all select case t.typtype when 'd' then 'domain ' else 'type ' end || t.q, '', t.typowner, t.typacl from typ t
-			union all select 'schema ` + ownName + `', '', ns.nspowner, n.nspacl from ns join pg_namespace n on n.oid = ns.oid)
-		select 0::oid, object, format('revoke all on %s from public', object) from granted
-			where acl is not null and (object like 'function %' or object like 'procedure %' or object like 'type %' or object like 'domain %') and not exists (select from aclexplode(acl) x where x.grantee = 0)
-		union all
-		select 0::oid, object, format('grant %s%s on %s to %s%s', x.privilege_type, columns, object, case x.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(x.grantee)) end, case when x.is_grantable then ' with grant option' end)
-			from granted, aclexplode(acl) x where x.grantee <> owner
-		order by 2, 3 desc`},
+		objects as (
+			select case c.relkind when 'S' then 'sequence' else 'table' end || ' ' || c.q object, '' columns, case c.relkind when 'S' then 's' else 'r' end kind, c.relowner owner, c.relacl acl
+				from rel c where c.relkind in ('r', 'p', 'v', 'm', 'S')
+			union all select 'table ' || c.q, format(' (%I)', a.attname), 'c', c.relowner, a.attacl from rel c join pg_attribute a on a.attrelid = c.oid and not a.attisdropped and a.attacl is not null
+			union all select case f.prokind when 'p' then 'procedure ' else 'function ' end || f.q, '', 'f', f.proowner, f.proacl from func f
+			union all select case t.typtype when 'd' then 'domain ' else 'type ' end || t.q, '', 'T', t.typowner, t.typacl from typ t left join pg_class c on c.oid = t.typrelid
+				where t.typtype in ('e', 'd', 'r') or c.relkind = 'c'
+			union all select 'schema ` + ownName + `', '', 'n', ns.nspowner, n.nspacl from ns join pg_namespace n on n.oid = ns.oid),
+		sides as (
+			select *, true wanted, coalesce(acl, acldefault(kind::"char", owner)) has from objects
+			union all
+			select *, false, coalesce((select d.defaclacl from pg_default_acl d where d.defaclrole = owner and d.defaclnamespace = 0 and d.defaclobjtype = replace(kind, 's', 'S')::"char"),
+				acldefault(kind::"char", owner)) from objects where kind <> 'c'),
+		rights as (
+			select object, columns, wanted, x.grantee, x.is_grantable, min(x.n) n, string_agg(x.privilege_type || columns, ', ' order by x.privilege_type) what
+				from sides, aclexplode(has) with ordinality x(grantor, grantee, privilege_type, is_grantable, n) group by 1, 2, 3, 4, 5),
+		holders as (
+			select object, columns, wanted, grantee, string_agg(is_grantable || what, ';' order by is_grantable) has from rights group by 1, 2, 3, 4),
+		changes as (
+			select object, columns, grantee, n.has is not null revoked from (select * from holders where wanted) w
+				full join (select * from holders where not wanted) n using (object, columns, grantee) where w.has is distinct from n.has)
+		select 0::oid, object, sql from (
+			select object, 0 n, format('revoke all on %s from %s', object, case grantee when 0 then 'public' else quote_ident(pg_get_userbyid(grantee)) end) sql from changes where revoked
+			union all
+			select object, r.n, format('grant %s on %s to %s%s', r.what, object, case grantee when 0 then 'public' else quote_ident(pg_get_userbyid(grantee)) end, case when r.is_grantable then ' with grant option' end)
+				from changes join rights r using (object, columns, grantee) where r.wanted) x
+		order by object, n, sql`},
 	{"default privilege", `select 0::oid, x.privilege_type, format('alter default privileges for role %I in schema ` + ownName + ` grant %s on %s to %s%s', pg_get_userbyid(d.defaclrole), x.privilege_type,
 			case d.defaclobjtype when 'r' then 'tables' when 'S' then 'sequences' when 'f' then 'functions' when 'T' then 'types' end,
 			case x.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(x.grantee)) end, case when x.is_grantable then ' with grant option' end)
@@ -226,8 +296,11 @@ var guardParts = []part{
 // description is all that makes a schema: the same for two schemas that are the same but for their names
 // and rows.
 type description struct {
-	made, later, guards []object
-	populated           []string // materialized views that have been filled
+	made, later []object // before rows are copied
+	keys        []object
+	late        []object // made objects that need a key: GROUP BY of one is enough
+	guards      []object
+	populated   []string // materialized views that have been filled, in an order in which they can be
 }
 
 // describeSchema reads a schema, in two round trips, under locks that hinder nobody.
@@ -237,25 +310,25 @@ func describeSchema(ctx context.Context, tx pgx.Tx, schema string) (d descriptio
 	}
 	batch := &pgx.Batch{}
 	var objects []object
-	collect := func(what, sql string, into *[]object) {
-		batch.Queue(describedSchema+sql, schema).Query(func(rows pgx.Rows) error {
-			return forEachObject(rows, func(o object) {
-				o.name = what + " " + o.name
-				*into = append(*into, o)
+	collect := func(parts []part, into *[]object) {
+		for _, p := range parts {
+			batch.Queue(describedSchema+p.sql, schema).Query(func(rows pgx.Rows) error {
+				return forEachObject(rows, func(o object) {
+					o.name = p.what + " " + o.name
+					*into = append(*into, o)
+				})
 			})
-		})
+		}
 	}
-	for _, p := range madeParts {
-		collect(p.what, p.sql, &objects)
-	}
-	for _, p := range laterParts {
-		collect(p.what, p.sql, &d.later)
-	}
-	for _, p := range guardParts {
-		collect(p.what, p.sql, &d.guards)
-	}
-	batch.Queue(describedSchema+"select coalesce(array_agg(q order by q), '{}') from rel where relkind = 'm' and relispopulated", schema).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&d.populated)
+	collect(madeParts, &objects)
+	collect(laterParts, &d.later)
+	collect(keyParts, &d.keys)
+	collect(guardParts, &d.guards)
+	var populated []uint32
+	var names, refused []string
+	batch.Queue(describedSchema+`select array(select oid from rel where relkind = 'm' and relispopulated),
+		array(select relname from rel union select proname from func union select typname from typ)`, schema).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&populated, &names)
 	})
 	needs := make(map[uint32][]uint32)
 	batch.Queue(dependencies, schema).Query(func(rows pgx.Rows) error {
@@ -266,7 +339,6 @@ func describeSchema(ctx context.Context, tx pgx.Tx, schema string) (d descriptio
 		})
 		return err
 	})
-	var refused []string
 	batch.Queue(refusedObjects, schema).Query(func(rows pgx.Rows) (err error) {
 		refused, err = pgx.CollectRows(rows, pgx.RowTo[string])
 		return err
@@ -275,13 +347,41 @@ func describeSchema(ctx context.Context, tx pgx.Tx, schema string) (d descriptio
 		return d, fmt.Errorf("describe schema %q: %w", schema, err)
 	}
 	if len(refused) > 0 {
-		return d, fmt.Errorf("pgxtenant: schema %q has an object of a kind that is not copied, %s; move it to a schema that all tenants share", schema, refused[0])
+		return d, fmt.Errorf("pgxtenant: schema %q cannot be copied: it has %s", schema, refused[0])
 	}
-	d.made, err = sortObjects(objects, needs)
-	if err != nil {
+	if objects, err = sortObjects(objects, needs); err != nil {
 		return d, err
 	}
-	return d, d.nameless(schema)
+	for _, o := range objects {
+		if strings.HasPrefix(o.name, "materialized view ") && slices.Contains(populated, o.oid) {
+			d.populated = append(d.populated, strings.TrimPrefix(o.name, "materialized view "))
+		}
+	}
+	if err := d.divide(objects, needs); err != nil {
+		return d, err
+	}
+	return d, d.nameless(schema, names)
+}
+
+// divide tells the objects that need a key, be it by way of others, from those that do not.
+func (d *description) divide(objects []object, needs map[uint32][]uint32) error {
+	late := make(map[uint32]bool, len(d.keys))
+	for _, key := range d.keys {
+		late[key.oid] = true
+	}
+	delete(late, 0)
+	for _, o := range objects { // what one needs comes before it
+		switch {
+		case !slices.ContainsFunc(needs[o.oid], func(oid uint32) bool { return late[oid] }):
+			d.made = append(d.made, o)
+		case strings.HasPrefix(o.name, "table "):
+			return fmt.Errorf("pgxtenant: %s depends on a view or function that needs a key of another table, and cannot be copied", o.name)
+		default:
+			late[o.oid] = true
+			d.late = append(d.late, o)
+		}
+	}
+	return nil
 }
 
 func forEachObject(rows pgx.Rows, f func(object)) error {
@@ -339,51 +439,40 @@ func sortObjects(objects []object, needs map[uint32][]uint32) ([]object, error) 
 	return sorted, nil
 }
 
-// nameless takes the schema's own name out of the settings of functions, and refuses it in the text of their
-// bodies, where only a reader could tell what it means.
-func (d *description) nameless(schema string) error {
-	for i := range d.made {
-		o := &d.made[i]
-		if !strings.HasPrefix(o.name, "function ") {
-			continue
-		}
-		head, body, found := strings.Cut(o.sql, "\nAS ")
-		lines := strings.Split(head, "\n")
-		for n, line := range lines {
-			if strings.HasPrefix(line, " SET search_path TO ") {
-				lines[n] = strings.ReplaceAll(line, literal(schema), "'"+ownName+"'")
-			}
-		}
-		o.sql = strings.Join(lines, "\n")
-		if found {
-			o.sql += "\nAS " + body
-			for _, name := range []string{schema + ".", ident(schema) + "."} {
-				if strings.Contains(body, name) {
-					return fmt.Errorf("pgxtenant: the body of %s names schema %q; leave the name out, and let the search_path find its objects", o.name, schema)
-				}
-			}
-		}
-	}
-	return nil
-}
-
 // statements are all of it as text, in order; those between which rows are to be copied come apart.
 func (d *description) statements(schema string) (before, after []object) {
-	named := func(objects []object) []object {
-		out := make([]object, len(objects))
-		for i, o := range objects {
-			o.sql = strings.ReplaceAll(strings.ReplaceAll(o.sql, "'"+ownName+"'", literal(schema)), ownName, ident(schema))
-			out[i] = o
+	named := func(parts ...[]object) (out []object) {
+		for _, objects := range parts {
+			for _, o := range objects {
+				o.sql = strings.ReplaceAll(strings.ReplaceAll(o.sql, "'"+ownName+"'", literal(schema)), ownName, ident(schema))
+				out = append(out, o)
+			}
 		}
 		return out
 	}
-	return append(named(d.made), named(d.later)...), named(d.guards)
+	return named(d.made, d.later), named(d.keys, d.late, d.guards)
+}
+
+// naming are the statements that say the schema's name, and say the old one after a rename. All are functions.
+func (d *description) naming(schema string) (out []object) {
+	before, after := d.statements(schema)
+	for i, o := range d.made {
+		if strings.Contains(o.sql, ownName) {
+			out = append(out, before[i])
+		}
+	}
+	for i, o := range d.late {
+		if strings.Contains(o.sql, ownName) {
+			out = append(out, after[len(d.keys)+i])
+		}
+	}
+	return out
 }
 
 // lines are what two schemas are compared by.
 func (d *description) lines() []string {
 	var out []string
-	for _, objects := range [][]object{d.made, d.later, d.guards} {
+	for _, objects := range [][]object{d.made, d.later, d.keys, d.late, d.guards} {
 		for _, o := range objects {
 			out = append(out, strings.ReplaceAll(o.sql, ownName, "SCHEMA"))
 		}

@@ -56,7 +56,7 @@ func Tables(names ...string) []RLSTable {
 // is missing of
 //
 //   - the tenant column: NOT NULL, never empty, and by default the bound tenant, so that INSERT need not name it;
-//   - an index that begins with the tenant column;
+//   - an index that begins with the tenant column, for tables that inherit as well;
 //   - a policy, PolicyName, that lets the bound tenant read and write its own rows, and refuses all where
 //     the setting is unset or empty, or with Config.Seal, where the tenant is not sealed;
 //   - row-level security itself, forced, so that it holds the table's owner too;
@@ -67,10 +67,11 @@ func Tables(names ...string) []RLSTable {
 // themselves; of tables attached later Audit tells. A table that has all that is left alone, so EnableRLS may be called at each start.
 // It runs what PlanEnableRLS returns, on the Admin pool.
 //
-// It is an error, and nothing is done to the table, if it has another permissive policy, which would let
-// rows through besides; if rows have no tenant and there is no Backfill; if the column has a type whose values
-// are equal without being the same; or if a view by an owner whom no policy holds, or a
-// materialized view, shows the table's rows to the role. The error says what to do.
+// It is an error, and nothing is done to the table, if another permissive policy that holds for the role
+// would let rows through besides; if rows have no tenant and there is no Backfill; if the column has a type whose values
+// are equal without being the same; if a view by an owner whom no policy holds, or a materialized view, opens the
+// table's rows to the role, be it by way of further views; or if the role may TRUNCATE and the like as a member of
+// another. The error says what to do. A Backfill of NULLs is an UPDATE, with its triggers.
 func (db *TenantDB) EnableRLS(ctx context.Context, tables ...RLSTable) error {
 	return db.changeRLS(ctx, "enable", (*rlsTable).enable, tables)
 }
@@ -83,7 +84,8 @@ func (db *TenantDB) PlanEnableRLS(ctx context.Context, tables ...RLSTable) (stri
 
 // DisableRLS removes the policy and turns row-level security off, also for partitions and inheriting tables.
 // Since every tenant's rows are then open to everyone who may read the table, it first takes all rights
-// to it from the role of Config.Shared. The tenant column stays, with its index and the rows'
+// to it from the role of Config.Shared, and is an error if the role could still see them through a view or as a
+// member of another role. The tenant column stays, with its index and the rows'
 // tenants, and EnableRLS brings all back. A table with further policies keeps them, and row-level security.
 func (db *TenantDB) DisableRLS(ctx context.Context, tables ...RLSTable) error {
 	return db.changeRLS(ctx, "disable", (*rlsTable).disable, tables)

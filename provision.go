@@ -94,6 +94,8 @@ func (db *TenantDB) placeable(r *Record) error {
 		return fmt.Errorf("%w: a tenant is not provisioned to be %v", ErrInvalidTenant, r.Status)
 	case r.Isolation != IsolationDatabase && r.Server != "":
 		return fmt.Errorf("%w: OnServer is for tenants with database isolation, and it has %v isolation", ErrInvalidTenant, r.Isolation)
+	case r.ConnString != "" && r.Server != "":
+		return fmt.Errorf("%w: OnServer makes a database, and its ConnString leads to one already", ErrInvalidTenant)
 	}
 	if r.Isolation == IsolationDatabase && r.ConnString == "" {
 		if r.Server == "" && len(db.servers) == 1 {

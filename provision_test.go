@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -215,4 +216,201 @@ func TestProvisioningSurvivesDeathAtAnyStep(t *testing.T) {
 		})
 		remove()
 	}
+}
+
+// Retiring is no less resumable, and what was retired comes back with its rows, under whatever name it had.
+func TestRetiringSurvivesDeathAtAnyStep(t *testing.T) {
+	t.Parallel()
+	p := newProvisioner(t)
+	ctx := context.Background()
+	db := p.open(nil)
+	require.NoError(t, db.Registry().Install(ctx))
+	schemas, err := db.Schemas()
+	require.NoError(t, err)
+	databases, err := db.Databases("here")
+	require.NoError(t, err)
+	for _, tenant := range []Tenant{
+		{ID: uniqueID(p.d, "schema"), Isolation: IsolationSchema, Schema: "Its own name"},
+		{ID: uniqueID(p.d, "database"), Isolation: IsolationDatabase},
+	} {
+		restore, exists := schemas.Restore, schemas.Exists
+		if tenant.Isolation == IsolationDatabase {
+			restore, exists = databases.Restore, databases.Exists
+		}
+		require.NoError(t, db.Provision(ctx, tenant))
+		p.works(db, tenant)
+		kept := strs(t, db, WithTenantID(ctx, tenant.ID), "select id::text from note")
+		for n, dead := int64(1), true; dead; n++ {
+			life := &lifeline{sent: n%2 == 0}
+			life.left.Store(n)
+			mortal := p.open(life)
+			err := mortal.Deprovision(ctx, tenant.ID, Retire())
+			mortal.Close()
+			if dead = life.dead.Load(); !dead {
+				require.NoError(t, err)
+			}
+			if err := db.Deprovision(ctx, tenant.ID, Retire()); !errors.Is(err, ErrTenantNotFound) {
+				require.NoError(t, err)
+			}
+			p.nothingOf(db, tenant.ID)
+			there, err := exists(ctx, tenant.ID)
+			require.NoError(t, err)
+			require.False(t, there)
+
+			require.NoError(t, restore(ctx, tenant.ID))
+			there, err = exists(ctx, tenant.ID)
+			require.NoError(t, err)
+			require.True(t, there)
+			require.NoError(t, db.Provision(ctx, tenant), "what is there again is the tenant's")
+			require.Equal(t, kept, strs(t, db, WithTenantID(ctx, tenant.ID), "select id::text from note"))
+		}
+		require.NoError(t, db.Deprovision(ctx, tenant.ID))
+		p.nothingOf(db, tenant.ID)
+	}
+}
+
+// Several processes that provision the same tenants at the same time make each once, and remove each once.
+func TestProvisioningByManyAtOnce(t *testing.T) {
+	t.Parallel()
+	p := newProvisioner(t)
+	ctx := context.Background()
+	var dbs []*TenantDB
+	for range 3 {
+		dbs = append(dbs, p.open(nil))
+	}
+	require.NoError(t, dbs[0].Registry().Install(ctx))
+	atOnce := func(f func(db *TenantDB, tenant Tenant) error) {
+		var wg sync.WaitGroup
+		for _, db := range dbs {
+			for _, tenant := range p.kinds() {
+				wg.Go(func() {
+					if err := f(db, tenant); err != nil {
+						t.Errorf("%s: %v", tenant.ID, err)
+					}
+				})
+			}
+		}
+		wg.Wait()
+	}
+	atOnce(func(db *TenantDB, tenant Tenant) error { return db.Provision(ctx, tenant) })
+	for _, tenant := range p.kinds() {
+		p.works(dbs[1], tenant)
+	}
+	atOnce(func(db *TenantDB, tenant Tenant) error {
+		if err := db.Deprovision(ctx, tenant.ID); !errors.Is(err, ErrTenantNotFound) {
+			return err
+		}
+		return nil
+	})
+	for _, tenant := range p.kinds() {
+		p.nothingOf(dbs[2], tenant.ID)
+	}
+}
+
+func TestProvisionBadInput(t *testing.T) {
+	t.Parallel()
+	p := newProvisioner(t)
+	ctx := context.Background()
+	db := p.open(nil)
+	require.ErrorContains(t, db.Provision(ctx, Tenant{ID: "a"}), "call Registry.Install")
+	require.NoError(t, db.Registry().Install(ctx))
+	require.NoError(t, db.Provision(ctx, Tenant{ID: "first"}, WithAliases("taken.example.com")))
+	p.d.Exec("create schema not_ours", "create table not_ours.precious ()")
+	for name, c := range map[string]struct {
+		tenant  Tenant
+		options []ProvisionOption
+		target  error
+		says    string
+	}{
+		"invalid ID":          {tenant: Tenant{ID: "a b"}, target: ErrInvalidTenantID},
+		"alias taken":         {tenant: Tenant{ID: "x"}, options: []ProvisionOption{WithAliases("free", "Taken.example.com")}, target: ErrAliasTaken, says: `"taken.example.com"`},
+		"alias invalid":       {tenant: Tenant{ID: "x"}, options: []ProvisionOption{WithAliases("a b")}, target: ErrInvalidAlias},
+		"status":              {tenant: Tenant{ID: "x", Status: StatusDeleting}, target: ErrInvalidTenant, says: "deleting"},
+		"unknown server":      {tenant: Tenant{ID: "x", Isolation: IsolationDatabase}, options: []ProvisionOption{OnServer("mars")}, says: `no server "mars", only ["here"]`},
+		"server of a row":     {tenant: Tenant{ID: "x"}, options: []ProvisionOption{OnServer("here")}, target: ErrInvalidTenant},
+		"another's schema":    {tenant: Tenant{ID: "x", Isolation: IsolationSchema, Schema: "not_ours"}, target: ErrWrongTenant, says: `schema "not_ours"`},
+		"the template":        {tenant: Tenant{ID: "x", Isolation: IsolationSchema, Schema: "template"}, target: ErrWrongTenant, says: "is the template"},
+		"a shared schema":     {tenant: Tenant{ID: "x", Isolation: IsolationSchema, Schema: "public"}, target: ErrInvalidTenant},
+		"elsewhere":           {tenant: Tenant{ID: "first", Isolation: IsolationSchema}, target: ErrTenantExists, says: "row isolation"},
+		"password in clear":   {tenant: Tenant{ID: "x", Isolation: IsolationDatabase, ConnString: "postgres://u:hush@h/d"}, target: ErrInvalidTenant},
+		"settings of its own": {tenant: Tenant{ID: "x", Settings: map[string]string{"search_path": "y"}}, target: ErrInvalidTenant},
+		"two databases":       {tenant: Tenant{ID: "x", Isolation: IsolationDatabase, ConnString: "host=h"}, options: []ProvisionOption{OnServer("here")}, target: ErrInvalidTenant, says: "ConnString"},
+	} {
+		err := db.Provision(ctx, c.tenant, c.options...)
+		var te *TenantError
+		require.ErrorAs(t, err, &te, name)
+		if c.target != nil {
+			require.ErrorIs(t, err, c.target, name)
+		}
+		require.ErrorContains(t, err, c.says, name)
+		require.NotContains(t, err.Error(), "hush")
+		// What fails after the row was made is completed or removed by the next call.
+		if err := db.Deprovision(ctx, "x"); !errors.Is(err, ErrTenantNotFound) {
+			require.ErrorIs(t, err, ErrWrongTenant, name)
+			require.NoError(t, db.Registry().Delete(ctx, "x"), name)
+		}
+	}
+	require.Zero(t, count(t, p.super, ctx, "select count(*) from not_ours.precious"))
+	require.ErrorIs(t, db.Deprovision(ctx, "a b"), ErrInvalidTenantID)
+	require.ErrorIs(t, db.Deprovision(ctx, "first", Retire()), ErrInvalidTenant)
+
+	require.ErrorIs(t, openDB(t, p.d.AppURL()).Provision(ctx, Tenant{ID: "a"}), ErrNoRegistry)
+	require.ErrorIs(t, openDB(t, p.d.AppURL()).Deprovision(ctx, "a"), ErrNoRegistry)
+	withoutAdmin := openDB(t, p.d.AppURL(), func(c *Config) {
+		pool, err := pgxpool.ParseConfig(p.d.OwnerURL())
+		require.NoError(t, err)
+		c.Registry = &RegistryConfig{Pool: pool}
+	})
+	require.ErrorIs(t, withoutAdmin.Provision(ctx, Tenant{ID: "a"}), ErrNoAdmin)
+	require.ErrorIs(t, withoutAdmin.Deprovision(ctx, "first"), ErrNoAdmin)
+	closed := p.open(nil)
+	closed.Close()
+	require.ErrorIs(t, closed.Provision(ctx, Tenant{ID: "a"}), ErrClosed)
+	require.ErrorIs(t, closed.Deprovision(ctx, "a"), ErrClosed)
+	noTemplate := adminDB(t, p.d, func(c *Config) { c.Registry = &RegistryConfig{} })
+	require.ErrorContains(t, noTemplate.Provision(ctx, Tenant{ID: "a", Isolation: IsolationSchema}), "Config.Template is not set")
+
+	// Which right the admin's role lacks, and for which table.
+	p.d.SuperExec("create table theirs (tenant_id text not null, id int); alter table theirs enable row level security, force row level security;" +
+		"create policy tenant on theirs using (tenant_id = nullif(current_setting('app.current_tenant_id', true), ''))")
+	err := db.Deprovision(ctx, "first")
+	require.Equal(t, "42501", pgCode(err))
+	require.ErrorContains(t, err, `tenant "first": deprovision: delete from public.theirs: the role of Config.Admin lacks a right`)
+	require.ErrorIs(t, db.Ping(WithTenantID(ctx, "first")), ErrTenantUnavailable)
+	p.d.SuperExec("drop table theirs")
+	require.NoError(t, db.Deprovision(ctx, "first"))
+}
+
+// An admin whom no policy holds deletes what the tenant's policy shows, and nothing that only looks like it.
+func TestDeprovisionDeletesTheTenantsRowsOnly(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	d := pgtest.New(t)
+	d.Exec("create table cut (tenant_id varchar(8) not null, id serial)", "create table padded (tenant_id char(8) not null, id serial)", "create table number (tenant_id integer not null, id serial)")
+	for _, table := range []string{"cut", "padded"} {
+		d.Exec("alter table "+table+" enable row level security, force row level security",
+			"create policy tenant on "+table+" using (tenant_id = nullif(current_setting('app.current_tenant_id', true), ''))")
+	}
+	db := openDB(t, d.AppURL(), func(c *Config) {
+		admin, err := pgxpool.ParseConfig(d.SuperURL())
+		require.NoError(t, err)
+		c.Admin = admin
+		c.Registry = &RegistryConfig{TTL: time.Millisecond}
+	})
+	require.NoError(t, db.Registry().Install(ctx))
+	require.NoError(t, db.EnableRLS(ctx, Tables("number")...))
+	d.SuperExec("insert into cut (tenant_id) values ('acme-cor')", "insert into padded (tenant_id) values ('acme-cor')", "insert into number (tenant_id) values (7)")
+	left := func() []string {
+		return strs(t, db.Admin(), ctx, "select tenant_id::text from cut union all select tenant_id::text from padded union all select tenant_id::text from number")
+	}
+	for _, id := range []string{"acme-corp-2", "007", "7.0", "Acme-cor"} {
+		require.NoError(t, db.Provision(ctx, Tenant{ID: id}))
+		require.NoError(t, db.Deprovision(ctx, id))
+		require.Len(t, left(), 3, id)
+	}
+	for _, id := range []string{"acme-cor", "7"} {
+		require.NoError(t, db.Provision(ctx, Tenant{ID: id}))
+		require.NoError(t, db.Deprovision(ctx, id))
+	}
+	require.Empty(t, left())
 }

@@ -73,8 +73,10 @@ func (r *Registry) Create(ctx context.Context, rec Record) (Record, error) {
 
 // Get returns the tenant's record, from the database and not from memory. If there is none the error wraps
 // ErrTenantNotFound.
-func (r *Registry) Get(ctx context.Context, id string) (Record, error) {
-	rec, err := r.readRecord(ctx, r.write, id, "")
+func (r *Registry) Get(ctx context.Context, id string) (rec Record, err error) {
+	if err = ValidateID(id); err == nil {
+		rec, err = r.readRecord(ctx, r.write, id, "")
+	}
 	if err != nil {
 		return Record{}, &TenantError{clip(id), "get", err}
 	}
@@ -86,6 +88,9 @@ func (r *Registry) Get(ctx context.Context, id string) (Record, error) {
 // so does a change of the ID, which is refused. change must not call the registry. The result is the record as
 // stored; errors are as Create's and Get's.
 func (r *Registry) Update(ctx context.Context, id string, change func(*Record) error) (rec Record, err error) {
+	if err := ValidateID(id); err != nil {
+		return Record{}, &TenantError{clip(id), "update", err}
+	}
 	var own error
 	var aliases []string // before and after
 	err = pgx.BeginFunc(ctx, r.write, func(tx pgx.Tx) error {
@@ -159,6 +164,9 @@ func (r *Registry) setStatus(ctx context.Context, id string, from []Status, to S
 // Delete removes the tenant's record and aliases, whatever its status, and nothing else: its data stay where
 // they are. If there is none the error wraps ErrTenantNotFound.
 func (r *Registry) Delete(ctx context.Context, id string) error {
+	if err := ValidateID(id); err != nil {
+		return &TenantError{clip(id), "delete", err}
+	}
 	tag, err := r.write.Exec(ctx, "delete from pgxtenant.tenant where id = $1", id)
 	if err == nil && tag.RowsAffected() == 0 {
 		err = ErrTenantNotFound

@@ -17,7 +17,8 @@ type tenantTable struct {
 	name    string // qualified and quoted
 	columns []string
 	column  string // the tenant's
-	typ     string
+	typ     string // without a length, to which a cast would cut an ID off
+	policy  string // what the policies ask of a row
 }
 
 // tenantTables finds the tables whose rows belong to tenants: those with a policy that reads the tenant
@@ -28,7 +29,8 @@ func tenantTables(ctx context.Context, on interface {
 }, setting string) ([]tenantTable, error) {
 	rows, err := on.Query(ctx, `
 		select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname),
-			pg_catalog.array_agg(distinct a.attname::text), pg_catalog.min(pg_catalog.format_type(a.atttypid, a.atttypmod))
+			pg_catalog.array_agg(distinct a.attname::text), pg_catalog.min(pg_catalog.format_type(a.atttypid, -1)),
+			pg_catalog.string_agg(distinct '(' || pg_catalog.pg_get_expr(p.polqual, p.polrelid) || ')', ' or ')
 		from pg_catalog.pg_policy p
 		join pg_catalog.pg_class c on c.oid = p.polrelid
 		join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -45,7 +47,7 @@ func tenantTables(ctx context.Context, on interface {
 		return nil, err
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (t tenantTable, err error) {
-		err = row.Scan(&t.oid, &t.name, &t.columns, &t.typ)
+		err = row.Scan(&t.oid, &t.name, &t.columns, &t.typ, &t.policy)
 		if err == nil && len(t.columns) != 1 {
 			err = fmt.Errorf("pgxtenant: the policies of table %s read columns %q, of which any might be the tenant's; delete its rows yourself, or give it the policy of EnableRLS", t.name, t.columns)
 		}
@@ -127,9 +129,11 @@ func (db *TenantDB) deleteRows(ctx context.Context, tenantID string) error {
 	})
 }
 
+// deleteRows asks the policy as well as the column: an admin whom no policy holds would else delete those of
+// tenant "7" for "007", where the column holds a number.
 func (t *tenantTable) deleteRows(ctx context.Context, tx pgx.Tx, tenantID string) error {
 	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, "delete from "+t.name+" where "+ident(t.column)+" = $1::text::"+t.typ, tenantID)
+		_, err := tx.Exec(ctx, "delete from "+t.name+" where "+ident(t.column)+" = $1::text::"+t.typ+" and ("+t.policy+")", tenantID)
 		return err
 	})
 	var pgErr *pgconn.PgError

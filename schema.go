@@ -92,13 +92,16 @@ func (m *SchemaManager) Provision(ctx context.Context, tenantID string) error {
 }
 
 func (m *SchemaManager) provision(ctx context.Context, tenantID, schema string) error {
-	return m.locked(ctx, "provision schema", tenantID, schema, func(tx pgx.Tx) error {
+	return m.locked(ctx, "provision schema", tenantID, schema, func(tx pgx.Tx, schema string) error {
 		found, err := m.find(ctx, tx, schema)
 		if err != nil {
 			return err
 		}
 		if found.exists {
 			return found.own(tenantID, schema)
+		}
+		if other, err := m.live(ctx, tx, tenantID); err != nil || other != "" && other != schema {
+			return orDefault(err, fmt.Errorf("pgxtenant: the tenant has a schema already, %q; retire or drop it first", other))
 		}
 		template, err := m.template(ctx, tx)
 		if err != nil {
@@ -122,10 +125,10 @@ func (m *SchemaManager) provision(ctx context.Context, tenantID, schema string) 
 }
 
 // Exists reports whether the tenant's schema is there, and the tenant's; one that is not is ErrWrongTenant. A
-// retired one does not count.
+// retired one does not count. It is the schema that the tenant has, by whatever name TenantDB.Provision gave it,
+// as it is for Drop, Retire and Diff.
 func (m *SchemaManager) Exists(ctx context.Context, tenantID string) (exists bool, err error) {
-	schema := SchemaName(tenantID)
-	err = m.locked(ctx, "find schema", tenantID, schema, func(tx pgx.Tx) error {
+	err = m.locked(ctx, "find schema", tenantID, "", func(tx pgx.Tx, schema string) error {
 		found, err := m.find(ctx, tx, schema)
 		if err == nil && found.exists {
 			exists, err = true, found.own(tenantID, schema)
@@ -161,11 +164,11 @@ func (m *SchemaManager) List(ctx context.Context) ([]TenantSchema, error) {
 // Drop removes the tenant's schema with all that is in it, in one transaction. It waits for those who use its
 // tables. One that is not there is no error.
 func (m *SchemaManager) Drop(ctx context.Context, tenantID string) error {
-	return m.drop(ctx, tenantID, SchemaName(tenantID))
+	return m.drop(ctx, tenantID, "")
 }
 
 func (m *SchemaManager) drop(ctx context.Context, tenantID, schema string) error {
-	return m.locked(ctx, "drop schema", tenantID, schema, func(tx pgx.Tx) error {
+	return m.locked(ctx, "drop schema", tenantID, schema, func(tx pgx.Tx, schema string) error {
 		found, err := m.find(ctx, tx, schema)
 		if err != nil {
 			return err
@@ -186,11 +189,11 @@ func (m *SchemaManager) drop(ctx context.Context, tenantID, schema string) error
 // Retire takes the tenant's schema out of use and keeps it, under another name, until Purge drops it or
 // Restore brings it back. One that is not there is no error.
 func (m *SchemaManager) Retire(ctx context.Context, tenantID string) error {
-	return m.retire(ctx, tenantID, SchemaName(tenantID))
+	return m.retire(ctx, tenantID, "")
 }
 
 func (m *SchemaManager) retire(ctx context.Context, tenantID, schema string) error {
-	return m.locked(ctx, "retire schema", tenantID, schema, func(tx pgx.Tx) error {
+	return m.locked(ctx, "retire schema", tenantID, schema, func(tx pgx.Tx, schema string) error {
 		found, err := m.find(ctx, tx, schema)
 		if err != nil || !found.exists {
 			return err
@@ -205,22 +208,24 @@ func (m *SchemaManager) retire(ctx context.Context, tenantID, schema string) err
 // Restore undoes the tenant's latest Retire. It is an error if there is none to undo, or if the tenant has
 // a schema again.
 func (m *SchemaManager) Restore(ctx context.Context, tenantID string) error {
-	schema := SchemaName(tenantID)
-	return m.locked(ctx, "restore schema", tenantID, schema, func(tx pgx.Tx) error {
-		found, err := m.find(ctx, tx, schema)
-		if err != nil {
-			return err
-		}
-		if found.exists {
-			return fmt.Errorf("pgxtenant: there is a schema %q already; retire or drop it first", schema)
-		}
+	return m.locked(ctx, "restore schema", tenantID, "", func(tx pgx.Tx, schema string) error {
 		var retired string
-		err = tx.QueryRow(ctx, "select name from pgxtenant.schema where state = 'retired' and tenant = $1 and was = $2 order by changed desc limit 1", tenantID, schema).Scan(&retired)
+		err := tx.QueryRow(ctx, "select name, was from pgxtenant.schema where state = 'retired' and tenant = $1 order by changed desc limit 1", tenantID).Scan(&retired, &schema)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return errors.New("pgxtenant: the tenant has no retired schema")
 		}
 		if err != nil {
 			return err
+		}
+		if err := lockSchema(ctx, tx, schema); err != nil {
+			return err
+		}
+		found, err := m.find(ctx, tx, schema)
+		if err != nil {
+			return err
+		}
+		if live, err := m.live(ctx, tx, tenantID); err != nil || live != "" || found.exists {
+			return orDefault(err, fmt.Errorf("pgxtenant: there is a schema %q already; retire or drop it first", orDefault(live, schema)))
 		}
 		return m.rename(ctx, tx, retired, schema, "live", &tenantID)
 	})
@@ -238,17 +243,21 @@ func (m *SchemaManager) Purge(ctx context.Context, retention time.Duration) ([]T
 		if s.Retired.IsZero() || time.Since(s.Retired) < retention {
 			continue
 		}
-		err := m.locked(ctx, "purge schema", s.TenantID, s.Name, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, "drop schema if exists "+ident(s.Name)+" cascade"); err != nil {
-				return err
+		var gone pgconn.CommandTag
+		err := m.locked(ctx, "purge schema", s.TenantID, s.Name, func(tx pgx.Tx, _ string) (err error) {
+			// The row is locked by this, so that Restore, or another Purge, comes before or after.
+			gone, err = tx.Exec(ctx, "delete from pgxtenant.schema where name = $1 and state = 'retired'", s.Name)
+			if err == nil && gone.RowsAffected() > 0 {
+				_, err = tx.Exec(ctx, "drop schema if exists "+ident(s.Name)+" cascade")
 			}
-			_, err := tx.Exec(ctx, "delete from pgxtenant.schema where name = $1 and state = 'retired'", s.Name)
 			return err
 		})
 		if err != nil {
 			return dropped, err
 		}
-		dropped = append(dropped, s)
+		if gone.RowsAffected() > 0 {
+			dropped = append(dropped, s)
+		}
 	}
 	return dropped, nil
 }
@@ -256,8 +265,7 @@ func (m *SchemaManager) Purge(ctx context.Context, retention time.Duration) ([]T
 // Diff tells how the tenant's schema differs from the template, as SQL: a line that begins with - for what
 // it lacks, and one with + for what it has besides. Rows are not compared.
 func (m *SchemaManager) Diff(ctx context.Context, tenantID string) (lines []string, err error) {
-	schema := SchemaName(tenantID)
-	err = m.locked(ctx, "compare schema", tenantID, schema, func(tx pgx.Tx) error {
+	err = m.locked(ctx, "compare schema", tenantID, "", func(tx pgx.Tx, schema string) error {
 		lines, err = m.diff(ctx, tx, tenantID, schema)
 		return err
 	})
@@ -302,7 +310,7 @@ func (m *SchemaManager) diff(ctx context.Context, tx pgx.Tx, tenantID, schema st
 func (m *SchemaManager) Stock(ctx context.Context, n int) (made int, err error) {
 	for {
 		more := false
-		err := m.locked(ctx, "stock schema", "stock", m.o.Template, func(tx pgx.Tx) error {
+		err := m.locked(ctx, "stock schema", "stock", m.o.Template, func(tx pgx.Tx, _ string) error {
 			template, err := m.template(ctx, tx)
 			if err != nil {
 				return err
@@ -384,6 +392,17 @@ func (m *SchemaManager) find(ctx context.Context, tx pgx.Tx, schema string) (f f
 	return f, err
 }
 
+// live is the name of the schema that the tenant has, or empty. One that somebody dropped by other means is
+// none.
+func (m *SchemaManager) live(ctx context.Context, tx pgx.Tx, tenantID string) (name string, err error) {
+	err = tx.QueryRow(ctx, `select s.name from pgxtenant.schema s join pg_catalog.pg_namespace n on n.nspname = s.name
+		where s.tenant = $1 and s.state = 'live'`, tenantID).Scan(&name)
+	if errors.Is(err, pgx.ErrNoRows) {
+		_, err = tx.Exec(ctx, "delete from pgxtenant.schema where tenant = $1 and state = 'live'", tenantID)
+	}
+	return name, err
+}
+
 func (f foundSchema) own(tenantID, schema string) error {
 	switch {
 	case f.tenant == nil:
@@ -395,8 +414,9 @@ func (f foundSchema) own(tenantID, schema string) error {
 	return nil
 }
 
-// locked runs f in a transaction while no other process does anything for a schema of that name.
-func (m *SchemaManager) locked(ctx context.Context, op, tenantID, schema string, f func(tx pgx.Tx) error) (err error) {
+// locked runs f in a transaction while no other process does anything for a schema of that name. An empty name
+// is that of the tenant's schema: the one it has, or else SchemaName(tenantID).
+func (m *SchemaManager) locked(ctx context.Context, op, tenantID, schema string, f func(tx pgx.Tx, schema string) error) (err error) {
 	defer func() {
 		if err != nil {
 			err = &TenantError{clip(tenantID), op, m.explain(err)}
@@ -405,7 +425,7 @@ func (m *SchemaManager) locked(ctx context.Context, op, tenantID, schema string,
 	if err := ValidateID(tenantID); err != nil {
 		return err
 	}
-	if err := validSchema(schema); err != nil {
+	if err := validSchema(orDefault(schema, SchemaName(tenantID))); err != nil {
 		return fmt.Errorf("pgxtenant: schema name %q: %w", clip(schema), err)
 	}
 	if schema == m.o.Template && op != "stock schema" {
@@ -415,11 +435,23 @@ func (m *SchemaManager) locked(ctx context.Context, op, tenantID, schema string,
 		return err
 	}
 	return pgx.BeginFunc(ctx, m.admin, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, 0))", "pgxtenant schema "+schema); err != nil {
+		schema := schema
+		if schema == "" {
+			if err := tx.QueryRow(ctx, "select coalesce((select name from pgxtenant.schema where tenant = $1 and state = 'live'), $2)",
+				tenantID, SchemaName(tenantID)).Scan(&schema); err != nil {
+				return err
+			}
+		}
+		if err := lockSchema(ctx, tx, schema); err != nil {
 			return err
 		}
-		return f(tx)
+		return f(tx, schema)
 	})
+}
+
+func lockSchema(ctx context.Context, tx pgx.Tx, schema string) error {
+	_, err := tx.Exec(ctx, "select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, 0))", "pgxtenant schema "+schema)
+	return err
 }
 
 func (m *SchemaManager) explain(err error) error {

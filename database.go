@@ -187,7 +187,13 @@ func (m *DatabaseManager) fill(ctx context.Context, conn *pgx.Conn, tenantID, pa
 	if m.o.Setup == nil {
 		return nil
 	}
-	config := m.admin.Config().ConnConfig
+	pool := m.admin.Config()
+	config := pool.ConnConfig
+	if pool.BeforeConnect != nil { // where credentials may come from
+		if err := pool.BeforeConnect(ctx, config); err != nil {
+			return fmt.Errorf("connect to the new database: %w", err)
+		}
+	}
 	config.Database = passing
 	inside, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
@@ -342,20 +348,31 @@ func (m *DatabaseManager) Purge(ctx context.Context, retention time.Duration) ([
 	if err != nil {
 		return nil, fmt.Errorf("pgxtenant: purge databases: %w", err)
 	}
-	defer conn.Release()
 	retired, err := m.retired(ctx, conn.Conn(), "")
+	conn.Release()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("pgxtenant: purge databases: %w", err)
 	}
 	var dropped []TenantDatabase
 	for _, d := range retired {
 		if time.Since(d.Retired) < retention {
 			continue
 		}
-		if err := m.remove(ctx, conn.Conn(), d.Name, 0); err != nil {
-			return dropped, &TenantError{d.TenantID, "purge database", err}
+		// The lock is that of Restore, or another Purge, which may have been first.
+		err := m.locked(ctx, "purge database", d.TenantID, DatabaseName(d.TenantID), func(conn *pgx.Conn) error {
+			found, err := m.find(ctx, conn, d.Name)
+			if err != nil || !found.exists {
+				return err
+			}
+			if err := m.remove(ctx, conn, d.Name, 0); err != nil {
+				return err
+			}
+			dropped = append(dropped, d)
+			return nil
+		})
+		if err != nil {
+			return dropped, err
 		}
-		dropped = append(dropped, d)
 	}
 	return dropped, nil
 }
@@ -429,11 +446,24 @@ func (m *DatabaseManager) remove(ctx context.Context, conn *pgx.Conn, name strin
 }
 
 // sessionsOf selects the sessions in a database. Autovacuum is none: only a superuser may end it, and the server
-// itself does so where a database is dropped or renamed.
-const sessionsOf = "from pg_catalog.pg_stat_activity where datname = $1 and backend_type <> 'autovacuum worker'"
+// itself does so where a database is dropped or renamed. It is told by its having no user, for what kind a session
+// is of is shown to its own role only.
+const sessionsOf = "from pg_catalog.pg_stat_activity where datname = $1 and usesysid is not null"
 
 // closeOff lets no new connection in, waits for those that are open, and terminates what is left.
 func (m *DatabaseManager) closeOff(ctx context.Context, conn *pgx.Conn, name string, grace time.Duration) error {
+	// What no termination ends is ended from inside, so it is found while the database can be entered.
+	var held *string
+	err := conn.QueryRow(ctx, `select coalesce(
+			(select 'the prepared transaction ' || pg_catalog.quote_literal(gid) || '; COMMIT PREPARED or ROLLBACK PREPARED it' from pg_catalog.pg_prepared_xacts where database = $1 limit 1),
+			(select 'the subscription ' || pg_catalog.quote_ident(s.subname) || '; drop it'
+				from pg_catalog.pg_subscription s join pg_catalog.pg_database d on d.oid = s.subdbid where d.datname = $1 limit 1))`, name).Scan(&held)
+	if err != nil {
+		return err
+	}
+	if held != nil {
+		return fmt.Errorf("pgxtenant: database %q is held by %s there first", name, *held)
+	}
 	if _, err := conn.Exec(ctx, "alter database "+ident(name)+" allow_connections false"); err != nil {
 		return m.explain(err)
 	}
@@ -522,11 +552,15 @@ func (m *DatabaseManager) explain(err error) error {
 		return fmt.Errorf("%w: as a superuser, grant set on parameter %s to %s", adminError(err), m.o.Setting, role)
 	case pgErr.Code == "42501" && strings.Contains(pgErr.Message, "create database"):
 		return fmt.Errorf("%w: as a superuser, alter role %s createdb", adminError(err), role)
+	case pgErr.Code == "42501" && strings.Contains(pgErr.Message, "terminat") && strings.Contains(strings.ToLower(pgErr.Message+pgErr.Detail), "superuser"):
+		return fmt.Errorf("a superuser is connected, and stays; disconnect it, or do this as a superuser: %w", err)
 	case pgErr.Code == "42501" && strings.Contains(pgErr.Message, "terminat"):
 		return fmt.Errorf("%w: as a superuser, grant pg_signal_backend to %s", adminError(err), role)
 	case pgErr.Code == "55006" && m.o.Template != "" && strings.Contains(pgErr.Message, strconv.Quote(m.o.Template)):
 		return fmt.Errorf("somebody is connected to the template; keep them out by alter database %s allow_connections false: %w", ident(m.o.Template), err)
-	case pgErr.Code == "3D000" && m.o.Template != "":
+	case pgErr.Code == "55006" && pgErr.Detail != "":
+		return fmt.Errorf("%w: %s", err, pgErr.Detail)
+	case pgErr.Code == "3D000" && m.o.Template != "" && strings.Contains(pgErr.Message, strconv.Quote(m.o.Template)):
 		return fmt.Errorf("DatabaseOptions.Template %q is not there: %w", m.o.Template, err)
 	}
 	return adminError(err)

@@ -180,7 +180,8 @@ func (r *Registry) Delete(ctx context.Context, id string) error {
 
 // All returns all tenants, in the order of their IDs. It reads them a page at a time and holds no transaction
 // or connection between pages, so it sees changes made meanwhile: each tenant that is there all the time comes
-// once. After an error it ends.
+// once. A row that cannot be read, changed by hand or sealed with another key, comes as its ID and an error, and the
+// others follow. After any other error it ends.
 func (r *Registry) All(ctx context.Context) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		for after := ""; ; {
@@ -189,11 +190,11 @@ func (r *Registry) All(ctx context.Context) iter.Seq2[Record, error] {
 				yield(Record{}, err)
 				return
 			}
-			for _, rec := range page {
-				if !yield(rec, nil) {
+			for _, row := range page {
+				if !yield(row.rec, row.unreadable) {
 					return
 				}
-				after = rec.ID
+				after = row.rec.ID
 			}
 			if len(page) < maxPage {
 				return
@@ -202,18 +203,29 @@ func (r *Registry) All(ctx context.Context) iter.Seq2[Record, error] {
 	}
 }
 
-func (r *Registry) page(ctx context.Context, after string) ([]Record, error) {
+type pageRow struct {
+	rec        Record
+	unreadable error
+}
+
+func (r *Registry) page(ctx context.Context, after string) ([]pageRow, error) {
 	rows, err := r.pool.Query(ctx, recordSQL+"t.id > $1 order by t.id limit $2", after, maxPage)
 	if err != nil {
 		return nil, r.explain("read all", err)
 	}
-	page, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Record, error) { return r.decode(row) })
+	page, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p pageRow, err error) {
+		p.rec, err = r.decode(row)
+		if err != nil && p.rec.ID != "" {
+			p.rec, p.unreadable, err = Record{Tenant: Tenant{ID: p.rec.ID}}, err, nil
+		}
+		return p, err
+	})
 	return page, r.explain("read all", err)
 }
 
 // Reseal encrypts with RegistryConfig.Key every connection string that is not, and returns how many. To
 // rotate: move Key to OldKeys and set a new Key in every process, call Reseal, then drop the old one. If it
-// fails, call it again.
+// fails, call it again. Those that cannot be read are left as they are, and are errors once all others are done.
 func (r *Registry) Reseal(ctx context.Context) (n int, err error) {
 	if r.vault.sealer == nil {
 		return 0, errNoKey
@@ -226,16 +238,19 @@ func (r *Registry) Reseal(ctx context.Context) (n int, err error) {
 	if err != nil {
 		return 0, r.explain("reseal", err)
 	}
+	var unreadable []error
 	for _, id := range ids {
 		_, err := r.Update(ctx, id, func(*Record) error { return nil })
-		if err != nil && !isNotFound(err) {
-			return n, err
-		}
-		if err == nil {
+		switch {
+		case err == nil:
 			n++
+		case errors.Is(err, errUnreadable), errors.Is(err, ErrInvalidTenant):
+			unreadable = append(unreadable, err)
+		case !isNotFound(err):
+			return n, errors.Join(append(unreadable, err)...)
 		}
 	}
-	return n, nil
+	return n, errors.Join(unreadable...)
 }
 
 func isNotFound(err error) bool { return errors.Is(err, ErrTenantNotFound) }
@@ -299,7 +314,8 @@ func (r *Registry) readRecord(ctx context.Context, on interface {
 	return rec, r.explain("read tenant", err)
 }
 
-// decode is the reverse of encode. What it does not know, of a later version, is an error.
+// decode is the reverse of encode. What it does not know, of a later version, is an error, with the ID
+// and no more of the record.
 func (r *Registry) decode(row pgx.CollectableRow) (rec Record, err error) {
 	var isolation, status, stored string
 	var settings []byte
@@ -309,22 +325,27 @@ func (r *Registry) decode(row pgx.CollectableRow) (rec Record, err error) {
 	}
 	for rec.Isolation.String() != isolation {
 		if rec.Isolation++; rec.Isolation > IsolationDatabase {
-			return Record{}, fmt.Errorf("%w: tenant %q has an unknown isolation %q", ErrInvalidTenant, rec.ID, clip(isolation))
+			return Record{Tenant: Tenant{ID: rec.ID}}, fmt.Errorf("%w: tenant %q has an unknown isolation %q", ErrInvalidTenant, rec.ID, clip(isolation))
 		}
 	}
 	for rec.Status.String() != status {
 		if rec.Status++; rec.Status > StatusDeleting {
-			return Record{}, fmt.Errorf("%w: tenant %q has an unknown status %q", ErrInvalidTenant, rec.ID, clip(status))
+			return Record{Tenant: Tenant{ID: rec.ID}}, fmt.Errorf("%w: tenant %q has an unknown status %q", ErrInvalidTenant, rec.ID, clip(status))
 		}
 	}
 	if string(settings) != "{}" {
 		if err := json.Unmarshal(settings, &rec.Settings); err != nil {
-			return Record{}, fmt.Errorf("%w: tenant %q's settings are not all text", ErrInvalidTenant, rec.ID)
+			return Record{Tenant: Tenant{ID: rec.ID}}, fmt.Errorf("%w: tenant %q's settings are not all text", ErrInvalidTenant, rec.ID)
 		}
 	}
-	rec.ConnString, err = r.vault.load(rec.ID, stored)
-	return rec, err
+	if rec.ConnString, err = r.vault.load(rec.ID, stored); err != nil {
+		return Record{Tenant: Tenant{ID: rec.ID}}, fmt.Errorf("%w%w", err, errUnreadable)
+	}
+	return rec, nil
 }
+
+// errUnreadable marks what is wrong with one row, and not with the registry. It adds nothing to the text.
+var errUnreadable = errors.New("")
 
 func addAliases(ctx context.Context, tx pgx.Tx, id string, aliases []string) error {
 	// One by one in sorted order: two tenants that want the same ones do not deadlock, and the one that

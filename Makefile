@@ -6,7 +6,7 @@ RACE ?= -race
 # For each fuzz target.
 FUZZTIME ?= 10s
 
-.PHONY: test demo bench ratios pgx-suite lint fuzz deps
+.PHONY: test demo bench ratios policy-forms pgx-suite lint fuzz deps
 
 # Ends with the line "N passed, N failed, N skipped".
 test: deps
@@ -22,6 +22,10 @@ bench: deps
 # What binding costs, as ratios against pgxpool alone and recipes written by hand.
 ratios: deps
 	@cd bench && go run ./cmd/ratios
+
+# Forms of a policy on 1,000,000 rows, with the server's plans: about 10 minutes.
+policy-forms: deps
+	@cd bench && go run ./cmd/ratios -run '^Policy' -forms -rounds 9
 
 # pgx's own tests, at the version of go.mod, with every connection bound: about 10 minutes.
 pgx-suite: deps

@@ -43,6 +43,10 @@ func BenchmarkReadParallel(b *testing.B)     { run(b, &ReadParallel) }
 func BenchmarkReadGrowth(b *testing.B)       { run(b, &ReadGrowth) }
 func BenchmarkWrite(b *testing.B)            { run(b, &Write) }
 func BenchmarkCopy(b *testing.B)             { run(b, &Copy) }
+func BenchmarkPolicyPoint(b *testing.B)      { run(b, &PolicyPoint) }
+func BenchmarkPolicyRange(b *testing.B)      { run(b, &PolicyRange) }
+func BenchmarkPolicyAggregate(b *testing.B)  { run(b, &PolicyAggregate) }
+func BenchmarkPolicyJoin(b *testing.B)       { run(b, &PolicyJoin) }
 
 // run runs each way of the job, the baselines first.
 func run(b *testing.B, job *Job) {

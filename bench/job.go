@@ -18,7 +18,8 @@ type Job struct {
 	Scale   int    // units in an operation, for rates; 0 is 1
 	Rows    []Row
 
-	open func(ctx context.Context, l *Lab) ([]Way, error)
+	open    func(ctx context.Context, l *Lab) ([]Way, error)
+	explain func(ctx context.Context, l *Lab) ([]PolicyPlan, error) // nil: there is nothing to explain
 }
 
 // Way is one way of doing a job.
@@ -41,6 +42,8 @@ type Row struct {
 	Allocs float64 // the most allocations per operation above those of AllocBase
 	// AllocBase is the way whose allocations are compared; empty means Base.
 	AllocBase string
+	// Form is set for a policy of another form than EnableRLS makes, which is measured only if asked for.
+	Form bool
 }
 
 // Open sets up every way of the job.

@@ -5,4 +5,5 @@ var Jobs = []*Job{
 	&Checkout, &CheckoutParallel, &CheckoutGrowth,
 	&Read, &ReadDelayed, &ReadParallel, &ReadGrowth,
 	&Write, &Copy,
+	&PolicyPoint, &PolicyRange, &PolicyAggregate, &PolicyJoin,
 }

@@ -36,6 +36,8 @@ type Lab struct {
 	password string
 	proxy    *pgtest.Proxy
 	filled   bool
+
+	filledPolicies bool
 }
 
 // Open starts a server and makes a database on it. The tables are filled when a job needs them.
@@ -59,8 +61,12 @@ func (l *Lab) Close() error {
 	}
 	var err error
 	if l.db != nil && !ownServer() {
-		err = execute(context.Background(), l.Server.URL(), "drop database if exists "+ident(l.db.Name)+" with (force)",
-			"drop role if exists "+ident(l.db.Owner), "drop role if exists "+ident(l.db.App), "drop role if exists "+ident(l.bypass))
+		statements := []string{"drop database if exists " + ident(l.db.Name) + " with (force)",
+			"drop role if exists " + ident(l.db.Owner), "drop role if exists " + ident(l.db.App), "drop role if exists " + ident(l.bypass)}
+		for _, f := range policyForms {
+			statements = append(statements, "drop role if exists "+ident(l.policyRole(f.name)))
+		}
+		err = execute(context.Background(), l.Server.URL(), statements...)
 	}
 	return errors.Join(err, l.Server.Close())
 }

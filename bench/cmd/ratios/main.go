@@ -28,6 +28,7 @@ var (
 	only    = flag.String("run", "", "run only rows whose `job/way/baseline` matches this regular expression")
 	asJSON  = flag.Bool("json", false, "print JSON instead of a table")
 	limited = flag.Bool("limits", false, "run only rows that have a limit")
+	forms   = flag.Bool("forms", false, "in the Policy jobs, run all forms of a policy and print the server's plans")
 	check   = flag.Bool("check", false, "exit with status 1 if a row is over its limit")
 )
 
@@ -69,12 +70,19 @@ func run(ctx context.Context) (over bool, err error) {
 	out := newPrinter(report, *asJSON)
 	for _, job := range bench.Jobs {
 		rows := slices.DeleteFunc(slices.Clone(job.Rows), func(r bench.Row) bool {
-			return !match.MatchString(job.Name+"/"+r.Way+"/"+r.Base) || *limited && r.Limit == 0
+			return !match.MatchString(job.Name+"/"+r.Way+"/"+r.Base) || *limited && r.Limit == 0 || r.Form && !*forms
 		})
 		if len(rows) > 0 {
 			if err := compare(ctx, lab, job, rows, out.add); err != nil {
 				return false, fmt.Errorf("%s: %w", job.Name, err)
 			}
+		}
+		if len(rows) > 0 && *forms {
+			explained, err := job.Explain(ctx, lab)
+			if err != nil {
+				return false, fmt.Errorf("%s: %w", job.Name, err)
+			}
+			out.addPlans(job, explained)
 		}
 	}
 	if match.MatchString("IdlePool/isolated/pool") {

@@ -12,13 +12,14 @@ import (
 
 // report is what a run came to.
 type report struct {
-	Started    time.Time `json:"started"`
-	CPUs       int       `json:"cpus"` // shared by client and server
-	Go         string    `json:"go"`
-	PostgreSQL string    `json:"postgresql"`
-	Rounds     int       `json:"rounds"`
-	Slice      string    `json:"slice"`
-	Rows       []result  `json:"rows"`
+	Started    time.Time                     `json:"started"`
+	CPUs       int                           `json:"cpus"` // shared by client and server
+	Go         string                        `json:"go"`
+	PostgreSQL string                        `json:"postgresql"`
+	Rounds     int                           `json:"rounds"`
+	Slice      string                        `json:"slice"`
+	Rows       []result                      `json:"rows"`
+	Plans      map[string][]bench.PolicyPlan `json:"plans,omitempty"` // by job
 }
 
 // result is one row of the table.
@@ -156,6 +157,31 @@ func (p *printer) add(r result) {
 		format = strings.NewReplacer("%7.2f", "%7.3f", "%6.2f", "%6.3f").Replace(format)
 	}
 	fmt.Printf(format, r.What, value(r, r.BaseValue), value(r, r.Value), r.Ratio, spread, r.Quiet, allocs(r), limit)
+}
+
+// addPlans prints how the server runs a job's query under each form of a policy.
+func (p *printer) addPlans(job *bench.Job, plans []bench.PolicyPlan) {
+	if len(plans) == 0 {
+		return
+	}
+	if p.json {
+		if p.report.Plans == nil {
+			p.report.Plans = make(map[string][]bench.PolicyPlan)
+		}
+		p.report.Plans[job.Name] = plans
+		return
+	}
+	fmt.Printf("\n%-56s %10s %10s %10s  %-12s %-7s %s\n", job.Name+": plans", "estimated", "rows", "server", "setting read", "plan", "shape")
+	for _, plan := range plans {
+		read, kind := "once", "custom"
+		if plan.PerRow {
+			read = "for each row"
+		}
+		if plan.Generic {
+			kind = "generic"
+		}
+		fmt.Printf("%-56s %10.0f %10.0f %7.2f ms  %-12s %-7s %s\n", plan.Tenant+" tenant, "+plan.Form, plan.Estimated, plan.Actual, plan.Millis, read, kind, plan.Shape)
+	}
 }
 
 func (p *printer) end() error {

@@ -116,6 +116,8 @@ func leavingsOfText(sql string) leavings {
 				l |= leavesSession
 			} else if hasFold(sql[i:], "setval") {
 				l |= leavesSequence
+			} else if hasFold(sql[i:], "setseed") {
+				l |= leavesForGood // nothing resets it
 			}
 		case 'n':
 			if hasFold(sql[i:], "nextval") {
@@ -131,6 +133,14 @@ func leavingsOfText(sql string) leavings {
 			}
 		case 'd':
 			if hasFold(sql[i:], "dblink_connect") {
+				l |= leavesForGood
+			}
+		case 'u': // a name in other letters, which may be any of these
+			if hasFold(sql[i:], `u&"`) {
+				l |= leavesForGood
+			}
+		case 'q', 't': // functions that run SQL, of which they are given the text
+			if hasFold(sql[i:], "query_to_xml") || hasFold(sql[i:], "ts_stat") || hasFold(sql[i:], "ts_rewrite") {
 				l |= leavesForGood
 			}
 		}

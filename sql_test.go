@@ -116,11 +116,15 @@ func TestLeavingsOfText(t *testing.T) {
 	t.Parallel()
 	for sql, want := range map[string]leavings{
 		"select 1": 0, "select pg_advisory_xact_lock(1)": 0,
-		"select pg_catalog.\"set_config\"('a', 'b', false)": leavesSession,
-		"SELECT PG_TRY_ADVISORY_LOCK(1)":                    leavesSession,
-		"select nextval('s'), setval('s', 1)":               leavesSequence,
-		"select dblink_connect('x')":                        leavesForGood,
-		"update pg_settings set setting = 1":                leavesSession,
+		"select pg_catalog.\"set_config\"('a', 'b', false)":  leavesSession,
+		"SELECT PG_TRY_ADVISORY_LOCK(1)":                     leavesSession,
+		"select nextval('s'), setval('s', 1)":                leavesSequence,
+		"select dblink_connect('x')":                         leavesForGood,
+		"update pg_settings set setting = 1":                 leavesSession,
+		`select U&"set\005fconfig"('a', 'b', false)`:         leavesForGood,
+		"select pg_catalog.query_to_xml($1, true, true, '')": leavesForGood,
+		"select ts_stat('select 1'), ts_rewrite('a', 'b')":   leavesForGood,
+		"select setseed(0.5)":                                leavesForGood,
 	} {
 		require.Equal(t, want, leavingsOfText(sql), sql)
 	}

@@ -196,6 +196,70 @@ func TestAHundredTenantsByFourWorkers(t *testing.T) {
 	require.Zero(t, count(t, m.admin, ctx, "select count(*) from pg_namespace where nspname like 'pgxtenant_stock%'"))
 }
 
+// The template can be read and written while a copy of it is made, however long that takes.
+func TestTheTemplateIsUsableMeanwhile(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	d := pgtest.New(t)
+	smallTemplate(t, d)
+	d.Exec("create table tpl.line (id serial primary key, note bigint references tpl.note)")
+	m := schemas(t, d, SchemaOptions{Template: "tpl", Reference: []string{"note"}})
+	require.NoError(t, m.Provision(ctx, "first"))
+	tx, err := m.admin.Begin(ctx)
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(ctx) }()
+	template, err := m.template(ctx, tx)
+	require.NoError(t, err)
+	require.NoError(t, m.copy(ctx, tx, template, "slow"))
+	other := d.Connect(d.OwnerURL("lock_timeout=5s"))
+	for _, sql := range []string{"insert into tpl.note (body) values ('x')", "select from tpl.note for update", "insert into tpl.line (note) select id from tpl.note", "delete from tpl.line"} {
+		_, err := other.Exec(ctx, sql)
+		require.NoError(t, err, sql)
+	}
+	require.NoError(t, tx.Commit(ctx))
+}
+
+// A copy that would depend on its template is found out, whatever it is that ties them.
+func TestACopyThatLeansOnItsTemplateIsRefused(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	d := pgtest.New(t)
+	smallTemplate(t, d)
+	d.Exec("create sequence tpl.numbers", "create type tpl.mood as enum ('good')", "create domain tpl.name as text",
+		"create function tpl.twice(bigint) returns bigint immutable language sql return $1 * 2",
+		"create function tpl.stamp() returns trigger language plpgsql as $$ begin return new; end $$")
+	m := schemas(t, d, SchemaOptions{Template: "tpl"})
+	for _, tie := range []string{
+		"", // none
+		"create table copied.t (id int default nextval('tpl.numbers'))",
+		"create table copied.t (id bigint references tpl.note)",
+		"create table copied.t () inherits (tpl.note)",
+		"create table copied.t (feels tpl.mood)",
+		"create table copied.t (is_called tpl.name[])",
+		"create domain copied.other as tpl.name",
+		"create view copied.v as select * from tpl.note",
+		"create table copied.t (id bigint, check (tpl.twice(id) > 0))",
+		"create table copied.t (id bigint); create index on copied.t (tpl.twice(id))",
+		"create table copied.t (id bigint); create trigger stamp before insert on copied.t for each row execute function tpl.stamp()",
+		"create table copied.t (id bigint); create policy p on copied.t using (tpl.twice(id) > 0)",
+		"create table copied.t (id bigint); create rule r as on insert to copied.t do also select tpl.twice(new.id)",
+		"create function copied.f() returns bigint language sql begin atomic select max(id) from tpl.note; end",
+	} {
+		tx, err := m.admin.Begin(ctx)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = tx.Rollback(ctx) })
+		_, err = tx.Exec(ctx, "create schema copied; create table copied.own (id serial primary key references copied.own); "+tie)
+		require.NoError(t, err, tie)
+		err = m.standsAlone(ctx, tx, "copied")
+		if tie == "" {
+			require.NoError(t, err)
+		} else {
+			require.ErrorContains(t, err, "depends on", tie)
+		}
+		require.NoError(t, tx.Rollback(ctx))
+	}
+}
+
 func TestDiffTellsWhatHasDrifted(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)

@@ -143,23 +143,23 @@ func (m *SchemaManager) copyRows(ctx context.Context, tx pgx.Tx, schema, table s
 func (m *SchemaManager) standsAlone(ctx context.Context, tx pgx.Tx, schema string) error {
 	var tie *string
 	err := tx.QueryRow(ctx, `
-		with rel as (select c.oid, c.relnamespace from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace where n.nspname in ($1, $2)),
-		part(class, oid, schema) as (
-			select 'pg_catalog.pg_class'::regclass, oid, relnamespace from rel
-			union all select 'pg_catalog.pg_proc'::regclass, oid, pronamespace from pg_catalog.pg_proc
-			union all select 'pg_catalog.pg_type'::regclass, oid, typnamespace from pg_catalog.pg_type
-			union all select 'pg_catalog.pg_constraint'::regclass, oid, connamespace from pg_catalog.pg_constraint
-			union all select 'pg_catalog.pg_attrdef'::regclass, d.oid, relnamespace from pg_catalog.pg_attrdef d join rel on rel.oid = d.adrelid
-			union all select 'pg_catalog.pg_rewrite'::regclass, d.oid, relnamespace from pg_catalog.pg_rewrite d join rel on rel.oid = d.ev_class
-			union all select 'pg_catalog.pg_trigger'::regclass, d.oid, relnamespace from pg_catalog.pg_trigger d join rel on rel.oid = d.tgrelid
-			union all select 'pg_catalog.pg_policy'::regclass, d.oid, relnamespace from pg_catalog.pg_policy d join rel on rel.oid = d.polrelid
-			union all select 'pg_catalog.pg_namespace'::regclass, oid, oid from pg_catalog.pg_namespace)
+		with ns as materialized (select oid, nspname = $1 as mine from pg_catalog.pg_namespace where nspname in ($1, $2)),
+		rel as materialized (select c.oid, ns.mine from pg_catalog.pg_class c join ns on ns.oid = c.relnamespace),
+		part(class, oid, mine) as materialized (
+			select 'pg_catalog.pg_class'::regclass::oid, oid, mine from rel
+			union all select 'pg_catalog.pg_proc'::regclass, p.oid, mine from pg_catalog.pg_proc p join ns on ns.oid = p.pronamespace
+			union all select 'pg_catalog.pg_type'::regclass, t.oid, mine from pg_catalog.pg_type t join ns on ns.oid = t.typnamespace
+			union all select 'pg_catalog.pg_constraint'::regclass, k.oid, mine from pg_catalog.pg_constraint k join ns on ns.oid = k.connamespace
+			union all select 'pg_catalog.pg_attrdef'::regclass, d.oid, mine from pg_catalog.pg_attrdef d join rel on rel.oid = d.adrelid
+			union all select 'pg_catalog.pg_rewrite'::regclass, d.oid, mine from pg_catalog.pg_rewrite d join rel on rel.oid = d.ev_class
+			union all select 'pg_catalog.pg_trigger'::regclass, d.oid, mine from pg_catalog.pg_trigger d join rel on rel.oid = d.tgrelid
+			union all select 'pg_catalog.pg_policy'::regclass, d.oid, mine from pg_catalog.pg_policy d join rel on rel.oid = d.polrelid
+			union all select 'pg_catalog.pg_namespace'::regclass, oid, mine from ns),
+		-- Of each dependency of the copy's, by the index on who depends.
+		tie as materialized (
+			select d.* from part, lateral (select * from pg_catalog.pg_depend d where d.classid = part.class and d.objid = part.oid offset 0) d where part.mine)
 		select pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) || ' depends on ' || pg_catalog.pg_describe_object(d.refclassid, d.refobjid, d.refobjsubid)
-		from pg_catalog.pg_depend d
-		join part mine on mine.class = d.classid and mine.oid = d.objid
-		join part theirs on theirs.class = d.refclassid and theirs.oid = d.refobjid
-		where mine.schema = (select oid from pg_catalog.pg_namespace where nspname = $1)
-			and theirs.schema = (select oid from pg_catalog.pg_namespace where nspname = $2)
+		from tie d join part theirs on theirs.class = d.refclassid and theirs.oid = d.refobjid and not theirs.mine
 		order by 1 limit 1`, schema, m.o.Template).Scan(&tie)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil

@@ -305,7 +305,8 @@ type description struct {
 
 // describeSchema reads a schema, in two round trips, under locks that hinder nobody.
 func describeSchema(ctx context.Context, tx pgx.Tx, schema string) (d description, err error) {
-	if _, err := tx.Exec(ctx, "set local search_path = "+ident(schema)+", pg_temp"); err != nil {
+	// Queries of the catalogue are short, whatever the planner takes them for: compiling one takes longer than running it.
+	if _, err := tx.Exec(ctx, "set local search_path = "+ident(schema)+", pg_temp; set local jit = off"); err != nil {
 		return d, err
 	}
 	batch := &pgx.Batch{}

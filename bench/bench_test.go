@@ -47,6 +47,7 @@ func BenchmarkPolicyPoint(b *testing.B)      { run(b, &PolicyPoint) }
 func BenchmarkPolicyRange(b *testing.B)      { run(b, &PolicyRange) }
 func BenchmarkPolicyAggregate(b *testing.B)  { run(b, &PolicyAggregate) }
 func BenchmarkPolicyJoin(b *testing.B)       { run(b, &PolicyJoin) }
+func BenchmarkSchema(b *testing.B)           { run(b, &Schema) }
 
 // run runs each way of the job, the baselines first.
 func run(b *testing.B, job *Job) {

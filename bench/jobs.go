@@ -6,4 +6,5 @@ var Jobs = []*Job{
 	&Read, &ReadDelayed, &ReadParallel, &ReadGrowth,
 	&Write, &Copy,
 	&PolicyPoint, &PolicyRange, &PolicyAggregate, &PolicyJoin,
+	&Schema,
 }

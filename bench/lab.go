@@ -37,7 +37,7 @@ type Lab struct {
 	proxy    *pgtest.Proxy
 	filled   bool
 
-	filledPolicies bool
+	filledPolicies, filledTemplate bool
 }
 
 // Open starts a server and makes a database on it. The tables are filled when a job needs them.

@@ -124,6 +124,10 @@ func TestWhatPostgresShowsAcrossTenants(t *testing.T) {
 			require.Equal(t, "42P01", pgCode(err), "new connections find no table, and no other tenant's")
 			pinned := openDB(t, d.AppURL("search_path=public"))
 			require.Equal(t, 2, count(t, pinned, as("b"), "select count(*) from docs"), "a connection string says more than a role's default")
+			_, err = db.Exec(as("a"), "alter role current_user password 'x'")
+			require.NoError(t, err)
+			db.Reset()
+			require.Equal(t, "28P01", pgCode(db.Ping(as("b"))))
 		},
 		"the catalogue names all schemas and roles": func(t *testing.T, d *pgtest.DB, db *TenantDB) {
 			d.Exec("create schema tenant_b")

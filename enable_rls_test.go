@@ -96,7 +96,7 @@ func TestEnableRLSFromAnyBeginning(t *testing.T) {
 					require.LessOrEqual(t, count(t, db, as(a), "select count(*) from "+table), 6, table)
 					require.Zero(t, count(t, db, as(a), fmt.Sprintf("select count(*) from %s where tenant_id <> '%s'", table, a)), table)
 					// An ID that the column cannot hold, or holds in another spelling, has no rows and is no error.
-					for _, id := range []string{"nobody", "007", "0" + a, strings.ToUpper(a) + "X", "99999999999999999999", "2147483648", "1.0", "9223372036854775808"} {
+					for _, id := range []string{"nobody", "007", "0" + a, strings.Repeat("9", 128), "0000000000000000000000000000000a", "0-0000000-0000-0000-0000-00000000000a", "00000000-0000-0000-0000-0000000000-a", "g0000000-0000-0000-0000-00000000000a", strings.ToUpper(a) + "X", "99999999999999999999", "2147483648", "1.0", "9223372036854775808"} {
 						require.Zero(t, count(t, db, as(id), "select count(*) from "+table), table+" as "+id)
 					}
 					// Nor has nobody, with the setting never set or set to nothing, the owner included.

@@ -314,6 +314,21 @@ func TestHostileSQL(t *testing.T) {
 	}
 }
 
+// A signed setting is a boundary for all of it.
+func TestHostileSQLSeesNothingOfASealedTenant(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	d := hostileDB(t)
+	d.Exec("drop policy tenant on docs")
+	seal := func(c *Config) { c.Seal = &SealConfig{Key: sealKeyOf(1)} }
+	admin := adminDB(t, d, seal)
+	require.NoError(t, admin.InstallSeal(ctx))
+	require.NoError(t, admin.EnableRLS(ctx, Tables("docs")...))
+	for attack, ways := range tryHostileSQL(t, d, func(adjust func(*Config)) *TenantDB { return openDB(t, d.AppURL(), seal, adjust) }) {
+		require.Empty(t, ways, attack)
+	}
+}
+
 // Where SQL of a tenant's own can name another, it can write as that one too. The next borrower is clean, and
 // rows under their owner's name are the owner's.
 func TestHostileSQLWritesWhereItReads(t *testing.T) {

@@ -152,6 +152,15 @@ type Config struct {
 	// one with another tenant's mark refused.
 	RequireIdentity bool
 
+	// RequireAudit has NewWithConfig run [TenantDB.Audit], save for the comparison of tenants' schemas with the
+	// template, and fail with an *AuditError if there is a finding of SeverityError that AuditAllow does
+	// not have. The servers must then be reachable.
+	RequireAudit bool
+
+	// AuditAllow are findings that are there on purpose. Audit reports them as allowed. NewWithConfig rejects a
+	// code that there is none of.
+	AuditAllow []AllowedFinding
+
 	// Logger is told when isolated pools are opened and closed, and why. Neither passwords nor SQL are
 	// logged. Nil means no log.
 	Logger *slog.Logger
@@ -190,6 +199,7 @@ const paramPrefix = "tenant_"
 //   - tenant_open_timeout: duration string (default 15 seconds)
 //   - tenant_open_retry: duration string (default 1 second; negative: at once)
 //   - tenant_require_identity: true or false (default false)
+//   - tenant_require_audit: true or false (default false)
 //
 // No error repeats any part of connString, which may hold a password, but the names and values of
 // these parameters.
@@ -249,6 +259,8 @@ func (c *Config) setParam(name, value string) (err error) {
 		c.OpenRetry, err = time.ParseDuration(value)
 	case "require_identity":
 		c.RequireIdentity, err = strconv.ParseBool(value)
+	case "require_audit":
+		c.RequireAudit, err = strconv.ParseBool(value)
 	default:
 		err = errors.New("there is no such parameter")
 	}
@@ -360,6 +372,11 @@ func (c *Config) validate() error {
 	if c.OpenTimeout < 0 {
 		fail("Config.OpenTimeout is %v; want 0 or more", c.OpenTimeout)
 	}
+	for _, allowed := range c.AuditAllow {
+		if _, ok := auditCodes[allowed.Code]; !ok {
+			fail("Config.AuditAllow has the code %q; there is none such", clip(allowed.Code))
+		}
+	}
 	if _, err := newBinder(c.binderOptions()); err != nil {
 		errs = append(errs, err)
 	}
@@ -404,6 +421,7 @@ func (c *Config) copy() *Config {
 	}
 	d.Registry = c.Registry.copy()
 	d.Seal = c.Seal.copy()
+	d.AuditAllow = slices.Clone(c.AuditAllow)
 	return &d
 }
 

@@ -20,7 +20,7 @@ func TestParseConfig(t *testing.T) {
 	t.Parallel()
 	c, err := ParseConfig("host=h user=u dbname=d pool_max_conns=7 app.custom=1 tenant_zone.id=x " +
 		"tenant_setting=x.y tenant_shared_schemas='ext, common' tenant_strict=true tenant_max_pools=3 tenant_idle_timeout=-1s " +
-		"tenant_max_conns=9 tenant_open_timeout=2s tenant_open_retry=-1s tenant_require_identity=1")
+		"tenant_max_conns=9 tenant_open_timeout=2s tenant_open_retry=-1s tenant_require_identity=1 tenant_require_audit=true")
 	require.NoError(t, err)
 	require.EqualValues(t, 7, c.Shared.MaxConns)
 	require.Equal(t, map[string]string{"app.custom": "1", "tenant_zone.id": "x"}, c.Shared.ConnConfig.RuntimeParams,
@@ -28,7 +28,7 @@ func TestParseConfig(t *testing.T) {
 	c.Shared = nil
 	require.Equal(t, &Config{
 		Setting: "x.y", SharedSchemas: []string{"ext", "common"}, Strict: true, MaxPools: 3, IdleTimeout: -time.Second,
-		MaxConns: 9, OpenTimeout: 2 * time.Second, OpenRetry: -time.Second, RequireIdentity: true,
+		MaxConns: 9, OpenTimeout: 2 * time.Second, OpenRetry: -time.Second, RequireIdentity: true, RequireAudit: true,
 	}, c)
 
 	c, err = ParseConfig("postgres://u@h/d?tenant_shared_schemas=&tenant_max_conns=0")

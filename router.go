@@ -52,7 +52,7 @@ func New(ctx context.Context, connString string) (*TenantDB, error) {
 
 // NewWithConfig makes a TenantDB. Like pgxpool it connects in the background at most: errors of the
 // connection appear at the first checkout, which Ping is. Every bad field of config is reported, and
-// nothing opened then.
+// nothing opened then. With Config.RequireAudit it does connect, and fails if the audit does.
 func NewWithConfig(ctx context.Context, config *Config) (*TenantDB, error) {
 	if config == nil {
 		return nil, errors.New("pgxtenant: the Config is nil; make one with ParseConfig")
@@ -95,6 +95,9 @@ func NewWithConfig(ctx context.Context, config *Config) (*TenantDB, error) {
 	}
 	if db.servers, err = openServers(ctx, c); err == nil && c.Registry != nil {
 		err = db.openRegistry(ctx)
+	}
+	if err == nil && c.RequireAudit {
+		err = db.passAudit(ctx)
 	}
 	if err != nil {
 		db.Close()

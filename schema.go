@@ -291,7 +291,11 @@ func (m *SchemaManager) diff(ctx context.Context, tx pgx.Tx, tenantID, schema st
 	if err != nil {
 		return nil, err
 	}
-	want, have := template.lines(), own.lines()
+	return difference(template.lines(), own.lines()), nil
+}
+
+// difference tells how two descriptions differ, in lines that begin with - and +.
+func difference(want, have []string) (lines []string) {
 	for _, line := range want {
 		if !slices.Contains(have, line) {
 			lines = append(lines, "- "+line)
@@ -302,7 +306,7 @@ func (m *SchemaManager) diff(ctx context.Context, tx pgx.Tx, tenantID, schema st
 			lines = append(lines, "+ "+line)
 		}
 	}
-	return lines, nil
+	return lines
 }
 
 // Stock makes ready-made copies of the template until there are n, of which Provision takes one by a

@@ -79,7 +79,7 @@ func (r *Report) Err() error {
 // String returns the report as text for a terminal.
 func (r *Report) String() string {
 	var sb strings.Builder
-	fmt.Fprintf(&sb, "Audit of database %s for role %s, %d tenant tables: %d errors, %d warnings, %d notes.\n",
+	fmt.Fprintf(&sb, "Audit of database %s for role %s, with %d tables of tenants. Errors: %d, warnings: %d, notes: %d.\n",
 		r.Database, r.Role, r.TenantTables, r.Count(SeverityError), r.Count(SeverityWarning), r.Count(SeverityInfo))
 	for _, f := range r.Findings {
 		allowed := ""
@@ -134,7 +134,7 @@ type AuditError struct {
 func (e *AuditError) Error() string {
 	const most = 20
 	var sb strings.Builder
-	fmt.Fprintf(&sb, "pgxtenant: the audit of database %s for role %s found %d errors:", e.Report.Database, e.Report.Role, e.Report.Count(SeverityError))
+	fmt.Fprintf(&sb, "pgxtenant: the audit of database %s for role %s found errors (%d):", e.Report.Database, e.Report.Role, e.Report.Count(SeverityError))
 	n := 0
 	for _, f := range e.Report.Findings {
 		if f.Severity != SeverityError || f.Allowed {
@@ -286,6 +286,7 @@ func (a *auditor) catalogue(ctx context.Context, tx pgx.Tx) error {
 		{"foreign keys", a.checkForeignKeys},
 		{"views", a.checkViews},
 		{"functions", a.checkFunctions},
+		{"the server's files", a.checkServerFunctions},
 		{"rules", a.checkRules},
 		{"grants", a.checkGrants},
 		{"default privileges", a.checkDefaults},
@@ -294,6 +295,7 @@ func (a *auditor) catalogue(ctx context.Context, tx pgx.Tx) error {
 		{"schema pgxtenant", a.checkOwnSchema},
 		{"sequences", a.checkSequences},
 		{"schemas of tenants", a.checkSchemas},
+		{"what crosses schemas", a.checkCrossings},
 		{"tables that stand in", a.checkStandIns},
 		{"copies of the template", a.checkDrift},
 	} {

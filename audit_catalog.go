@@ -54,6 +54,7 @@ type auditTable struct {
 	Parents         []uint32
 
 	tenant   bool // its rows belong to tenants who share it
+	single   bool // it is in a schema of one tenant, or the template of such
 	policies []*auditPolicy
 	column   *auditColumn // the tenant column, if there is one
 }
@@ -164,21 +165,13 @@ func (a *auditor) readSchemas(ctx context.Context, tx pgx.Tx) error {
 	if a.config.Template != "" {
 		a.schemas[a.config.Template] = true
 	}
-	type schema struct{ Name string }
-	// Those made by other means are told by their names.
-	found, err := auditRows[schema](ctx, a, tx, "select nspname::text from pg_namespace where starts_with(nspname, "+literal(schemaPrefix)+")")
-	if err != nil {
-		return err
-	}
 	for _, rec := range a.records {
 		if rec.Isolation == IsolationSchema {
-			found = append(found, schema{rec.schema()})
+			a.schemas[rec.schema()] = true
 		}
 	}
-	for _, s := range found {
-		a.schemas[s.Name] = true
-	}
-	if there, err := a.ownTable(ctx, tx, "schema"); err != nil || !there {
+	there, err := a.ownTable(ctx, tx, "schema")
+	if err != nil || !there {
 		return err
 	}
 	a.made, err = auditRows[auditSchema](ctx, a, tx, `
@@ -265,8 +258,11 @@ func (a *auditor) readColumns(ctx context.Context, tx pgx.Tx) error {
 	shared := a.sharedColumns(byTable)
 	for _, t := range a.tables {
 		t.column = t.tenantColumn(byTable[t.OID], shared)
-		onTenant := slices.ContainsFunc(t.policies, func(p *auditPolicy) bool { return p.onTenant })
-		t.tenant = t.Enabled || onTenant || t.column != nil && !a.schemas[t.Schema]
+	}
+	a.guessSchemas()
+	for _, t := range a.tables {
+		t.single = a.schemas[t.Schema]
+		t.tenant = t.guarded() || t.column != nil && !t.single
 	}
 	for again := true; again; {
 		again = false
@@ -277,6 +273,37 @@ func (a *auditor) readColumns(ctx context.Context, tx pgx.Tx) error {
 		}
 	}
 	return nil
+}
+
+// guessSchemas takes those for one tenant's that nothing lists, have a tenant's name, and no table that
+// knows of tenants.
+func (a *auditor) guessSchemas() {
+	shared, doubtful := make(map[string]bool), make(map[string]bool)
+	for _, t := range a.tables {
+		shared[t.Schema] = shared[t.Schema] || t.guarded()
+	}
+	for _, t := range a.tables {
+		if !shared[t.Schema] && (!a.schemas[t.Schema] || doubtful[t.Schema]) && strings.HasPrefix(t.Schema, schemaPrefix) {
+			a.schemas[t.Schema] = true
+			doubtful[t.Schema] = doubtful[t.Schema] || t.column != nil && t.Open
+		}
+	}
+	var names []string
+	for schema, doubt := range doubtful {
+		if doubt {
+			names = append(names, shown(schema))
+		}
+	}
+	if len(names) > 0 {
+		slices.Sort(names)
+		a.find("not-audited", "schemas that have a tenant's name", "", "Nothing lists "+some(names)+
+			" as a tenant's. If tenants share it, its tables with a tenant column have no row-level security.")
+	}
+}
+
+// guarded reports whether the table is under row-level security, or should be by its policies.
+func (t *auditTable) guarded() bool {
+	return t.Enabled || slices.ContainsFunc(t.policies, func(p *auditPolicy) bool { return p.onTenant })
 }
 
 // tenantColumnNames are the names that a tenant column may have: the usual one, and those that policies on

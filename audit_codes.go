@@ -69,6 +69,7 @@ var auditCodes = map[string]struct {
 	"registry-readable":   {SeverityWarning, "Every statement of the application can list all tenants, their names, and where they are."},
 
 	// Tenants with a schema or database of their own.
+	"schema-crossing":         {SeverityError, "What is in one tenant's schema reads or refers to another's, or to the template's: their rows, and not the tenant's own."},
 	"sequence-shared":         {SeverityWarning, "Tenants draw numbers from one sequence: each learns how much the others insert, and dropping one schema breaks the other's inserts."},
 	"schema-drift":            {SeverityWarning, "The tenant's schema is not what the service expects: statements fail, or find something else."},
 	"stand-in":                {SeverityInfo, "Should a tenant's schema lack the table, its statements go to the shared one of the same name instead."},

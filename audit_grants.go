@@ -25,7 +25,7 @@ func (a *auditor) checkGrants(ctx context.Context, tx pgx.Tx) error {
 		return err
 	}
 	for _, g := range grants {
-		if t := a.byOID[g.Table]; t != nil && t.tenant {
+		if t := a.byOID[g.Table]; t != nil && t.tenant && !t.single {
 			a.find(g.Privilege+"-granted", t.String(), sqlText("revoke "+g.Privilege+" on "+t.Qualified+" from "+g.Grantees), "")
 		}
 	}

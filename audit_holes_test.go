@@ -10,6 +10,7 @@ var auditHoles = map[string]auditHole{
 	"replication":            {super: []string{"alter role APP replication"}, want: []string{"app-replication: role APP"}},
 	"member of superuser":    {super: []string{"grant postgres to APP", "alter role APP noinherit"}, want: []string{"app-member-exempt: role APP as a member of postgres"}},
 	"reads server files":     {super: []string{"grant pg_read_server_files to APP"}, want: []string{"app-server-access: role APP as a member of pg_read_server_files"}},
+	"reads a server file":    {super: []string{"grant execute on function pg_read_file(text) to APP"}, want: []string{"app-server-access: function pg_read_file(text)"}},
 	"owns a table":           {super: []string{"alter table note owner to APP"}, want: []string{"app-owner: table public.note"}},
 	"member of the owner":    {super: []string{"grant OWNER to APP"}, want: []string{"app-member-owner: role APP as a member of OWNER", "app-owns-database: database DATABASE"}, also: nil},
 	"noinherit member":       {super: []string{"alter role APP noinherit", "grant OWNER to APP"}, want: []string{"app-member-owner: role APP as a member of OWNER", "app-owns-database: database DATABASE"}},
@@ -33,6 +34,16 @@ var auditHoles = map[string]auditHole{
 			"create policy p on doc using (org = (select SETTING::uuid))", "grant select on doc to APP"},
 		hole: []string{"create table line (org uuid not null, id int, primary key (org, id))", "grant select on line to APP"},
 		want: []string{"rls-off: table public.line"},
+	},
+	"off, in a schema with a tenant's name": {
+		setup: []string{"create schema tenant_data", "grant usage on schema tenant_data to APP", "create table tenant_data.doc (TENANT)", "create index on tenant_data.doc (tenant_id)",
+			"grant select on tenant_data.doc to APP", "alter table tenant_data.doc enable row level security, force row level security", "create policy p on tenant_data.doc using (tenant_id = (select SETTING))"},
+		hole: []string{"create table tenant_data.line (TENANT)", "create index on tenant_data.line (tenant_id)", "grant select on tenant_data.line to APP"},
+		want: []string{"rls-off: table tenant_data.line"},
+	},
+	"maybe a tenant's schema": {
+		hole: []string{"create schema tenant_x", "grant usage on schema tenant_x to APP", "create table tenant_x.line (TENANT)", "grant select on tenant_x.line to APP"},
+		also: []string{"not-audited"}, want: []string{"not-audited: schemas that have a tenant's name"}, mend: []string{"drop schema tenant_x cascade"},
 	},
 	"off, with a policy": {
 		setup: []string{guarded + strictPolicy}, hole: []string{"alter table doc disable row level security"},
@@ -81,6 +92,10 @@ var auditHoles = map[string]auditHole{
 	},
 	"admits shared rows": {
 		hole: []string{guarded, "create policy p on doc using (tenant_id = (select SETTING) or shared)"},
+		want: []string{"policy-admits-others: policy p on table public.doc"},
+	},
+	"admits shared rows by a function": {
+		hole: []string{guarded, "create function tenant() returns text stable language sql as $$ select SETTING $$", "create policy p on doc using (tenant_id = (select tenant()) or shared)"},
 		want: []string{"policy-admits-others: policy p on table public.doc"},
 	},
 	"admits rows of a kind": {
@@ -138,6 +153,11 @@ var auditHoles = map[string]auditHole{
 		hole: []string{guarded, "create function tenant() returns text stable language sql as $$ select SETTING $$", "create policy p on doc using (tenant_id = tenant())"},
 		want: []string{"policy-per-row: policy p on table public.doc"},
 	},
+	"immutable function of a function": {
+		hole: []string{guarded, "create function inner_tenant() returns text stable language sql as $$ select SETTING $$",
+			"create function tenant() returns text immutable language plpgsql as $$ begin return public.inner_tenant(); end $$", "create policy p on doc using (tenant_id = (select tenant()))"},
+		want: []string{"policy-immutable-function: function public.tenant()"},
+	},
 	"immutable function": {
 		hole: []string{guarded, "create function tenant() returns text immutable language plpgsql as $$ begin return SETTING; end $$", "create policy p on doc using (tenant_id = (select tenant()))"},
 		want: []string{"policy-immutable-function: function public.tenant()"},
@@ -161,6 +181,12 @@ var auditHoles = map[string]auditHole{
 			"create table doc (tenant_id text collate loose not null check (tenant_id <> ''), id int, primary key (tenant_id, id))", "alter table doc enable row level security, force row level security",
 			"create policy p on doc using (tenant_id = (select SETTING))", "grant select on doc to APP"},
 		want: []string{"tenant-column-loose: column tenant_id of table public.doc"},
+	},
+	"citext, admits all": {
+		super: []string{"create extension citext"},
+		hole: []string{"create table doc (tenant_id citext not null check (tenant_id <> ''), id int, shared boolean, primary key (tenant_id, id))", "alter table doc enable row level security, force row level security",
+			"create policy p on doc using (tenant_id = (select SETTING::citext) or shared)", "grant select on doc to APP"},
+		want: []string{"tenant-column-loose: column tenant_id of table public.doc", "policy-admits-others: policy p on table public.doc"},
 	},
 	"odd type": {
 		hole: []string{"create table doc (tenant_id numeric not null, id int, primary key (tenant_id, id))", "alter table doc enable row level security, force row level security",

@@ -51,6 +51,21 @@ func (a *auditor) checkLogin(context.Context, pgx.Tx) error {
 	return nil
 }
 
+// checkServerFunctions looks for functions of the server's that an administrator has opened to the application.
+func (a *auditor) checkServerFunctions(ctx context.Context, tx pgx.Tx) error {
+	type function struct{ Signature, Grantees string }
+	functions, err := auditRows[function](ctx, a, tx, `
+		select f.oid::regprocedure::text, `+grantees+`
+		from pg_proc f cross join aclexplode(f.proacl) x
+		where f.pronamespace = 'pg_catalog'::regnamespace and x.grantee <> f.proowner and `+grantedToApp+`
+			and f.proname in ('pg_read_file', 'pg_read_binary_file', 'pg_ls_dir', 'pg_stat_file', 'lo_import', 'lo_export')
+			and x.privilege_type = 'EXECUTE' group by f.oid order by 1`)
+	for _, f := range functions {
+		a.find("app-server-access", "function "+f.Signature, sqlText("revoke execute on function "+f.Signature+" from "+f.Grantees), "")
+	}
+	return err
+}
+
 // checkOwner looks for tenant tables that belong to the application.
 func (a *auditor) checkOwner(object string) {
 	owned := make(map[uint32]int)

@@ -183,13 +183,22 @@ func (a *auditor) judge(p *auditPolicy) {
 
 // asksForTenant reports whether the policy, or a restrictive one that always holds with it, depends on the tenant.
 func (p *auditPolicy) asksForTenant() bool {
-	if p.onTenant || p.seen[admits(bound, own, false)] || p.seen[admits(bound, own, true)] ||
-		orDefault(p.Using, "false") == "false" && orDefault(p.Check, "false") == "false" {
-		return true // what lets one tenant's row through, and not another's, does
+	if p.onTenant || p.toldApart() || orDefault(p.Using, "false") == "false" && orDefault(p.Check, "false") == "false" {
+		return true
 	}
 	return slices.ContainsFunc(p.table.policies, func(r *auditPolicy) bool {
 		return !r.Permissive && r.ForApp && r.onTenant && r.covers(p)
 	})
+}
+
+// toldApart reports whether the policy, evaluated as one tenant, let its own row through, and not another's.
+func (p *auditPolicy) toldApart() bool {
+	for _, fresh := range []bool{false, true} {
+		if p.seen[admits(bound, own, fresh)] && !p.seen[admits(bound, others, fresh)] {
+			return true
+		}
+	}
+	return false
 }
 
 // alterPolicy is SQL that makes a policy ask for the tenant and nothing else, or else what to say instead.
@@ -221,7 +230,9 @@ func (a *auditor) expression(t *auditTable) string {
 
 func (a *auditor) judgeFunctions(p *auditPolicy) {
 	for _, f := range p.functions {
-		if f.Volatility == "i" && (f.Reads || f.Settings || f.Args == 0) {
+		// One without arguments that tells tenants apart, where nothing else does, asks another that does.
+		byOther := f.Args == 0 && !p.onTenant && p.toldApart()
+		if f.Volatility == "i" && (f.Reads || f.Settings || byOther) {
 			a.find("policy-immutable-function", "function "+f.Signature, sqlText("alter function "+f.Signature+" stable"), "Called by policies.")
 		}
 	}
@@ -237,7 +248,7 @@ func (a *auditor) judgeCost(p *auditPolicy) {
 	}
 	for _, f := range p.functions {
 		_, bare, _ := strings.Cut(f.Name, ".")
-		if f.Volatility != "i" && (f.Reads || f.Settings || f.Schema == ownSchema) &&
+		if f.Volatility != "i" && (f.Reads || f.Settings || f.Args == 0 || f.Schema == ownSchema) &&
 			(strings.Contains(outside, f.Name+"(") || strings.Contains(outside, bare+"(")) {
 			found = f.Name
 		}

@@ -26,7 +26,7 @@ func (a *auditor) checkTables(context.Context, pgx.Tx) error {
 			continue
 		}
 		a.checkSecurity(t)
-		if t.column != nil && t.Open && a.tenantParent(t) == nil {
+		if t.column != nil && t.Open && !t.single && a.tenantParent(t) == nil {
 			a.checkColumn(t)
 		}
 	}
@@ -154,7 +154,7 @@ func (a *auditor) readKeys(ctx context.Context, tx pgx.Tx) error {
 // checkKeys looks for unique constraints and indexes that hold over all tenants.
 func (a *auditor) checkKeys(context.Context, pgx.Tx) error {
 	for _, t := range a.tables {
-		if !t.tenant || t.column == nil || a.tenantParent(t) != nil || !t.Open {
+		if !t.tenant || t.single || t.column == nil || a.tenantParent(t) != nil || !t.Open {
 			continue
 		}
 		for _, k := range a.keys[t.OID] {
@@ -221,7 +221,7 @@ func (a *auditor) checkForeignKeys(ctx context.Context, tx pgx.Tx) error {
 	}
 	for _, k := range keys {
 		child, parent := a.byOID[k.Child], a.byOID[k.Parent]
-		if child == nil || parent == nil || !child.tenant || !parent.tenant || child.column == nil || parent.column == nil {
+		if child == nil || parent == nil || !child.tenant || !parent.tenant || child.single || child.column == nil || parent.column == nil {
 			continue
 		}
 		if slices.ContainsFunc(k.pairs(), func(p [2]int16) bool { return p == [2]int16{child.column.Num, parent.column.Num} }) {

@@ -236,3 +236,31 @@ func (a *auditor) databasesOn(ctx context.Context, server string, m *DatabaseMan
 	}
 	return nil
 }
+
+// checkCrossings looks for what depends, in one tenant's schema, on something in another's or in the template.
+func (a *auditor) checkCrossings(ctx context.Context, tx pgx.Tx) error {
+	type crossing struct{ Object, On string }
+	crossings, err := auditRows[crossing](ctx, a, tx, `
+		with ns as (select oid from pg_namespace where nspname = any(`+textArray(slices.Sorted(maps.Keys(a.schemas)))+`)),
+		rel as (select c.oid, c.relnamespace, c.relkind, format('%I.%I', n.nspname, c.relname) q
+			from pg_class c join ns on ns.oid = c.relnamespace join pg_namespace n on n.oid = c.relnamespace),
+		mine(class, oid, schema, what) as (
+			select 'pg_rewrite'::regclass, w.oid, c.relnamespace, case c.relkind when 'v' then 'view ' when 'm' then 'materialized view ' else 'table ' end || c.q from pg_rewrite w join rel c on c.oid = w.ev_class
+			union all select 'pg_attrdef'::regclass, d.oid, c.relnamespace, 'column ' || quote_ident(b.attname) || ' of table ' || c.q
+				from pg_attrdef d join rel c on c.oid = d.adrelid join pg_attribute b on b.attrelid = d.adrelid and b.attnum = d.adnum
+			union all select 'pg_constraint'::regclass, k.oid, c.relnamespace, 'constraint ' || quote_ident(k.conname) || ' on table ' || c.q from pg_constraint k join rel c on c.oid = k.conrelid
+			union all select 'pg_trigger'::regclass, t.oid, c.relnamespace, 'trigger ' || quote_ident(t.tgname) || ' on table ' || c.q from pg_trigger t join rel c on c.oid = t.tgrelid and not t.tgisinternal
+			union all select 'pg_proc'::regclass, f.oid, f.pronamespace, 'function ' || f.oid::regprocedure from pg_proc f join ns on ns.oid = f.pronamespace),
+		theirs(class, oid, schema) as (
+			select 'pg_class'::regclass, c.oid, c.relnamespace from rel c where c.relkind <> 'S'
+			union all select 'pg_proc'::regclass, f.oid, f.pronamespace from pg_proc f join ns on ns.oid = f.pronamespace)
+		select m.what, string_agg(distinct pg_describe_object(d.refclassid, d.refobjid, 0), ', ')
+		from pg_depend d
+		join mine m on m.class = d.classid and m.oid = d.objid
+		join theirs t on t.class = d.refclassid and t.oid = d.refobjid
+		where m.schema <> t.schema group by 1 order by 1`)
+	for _, c := range crossings {
+		a.find("schema-crossing", c.Object, "", "It depends on "+c.On+". Drop it, and make it with the tenant's schema alone in search_path.")
+	}
+	return err
+}

@@ -35,6 +35,12 @@ func TestAuditFindsEachHoleOfTenants(t *testing.T) {
 				"create table SCHEMA.item (like template.item including all)", "insert into SCHEMA.item default values", "alter table SCHEMA.item owner to OWNER"},
 			want: []string{"sequence-shared: column id of table SCHEMA.item", "schema-drift: schema SCHEMA"}, mend: []string{"drop table SCHEMA.item, template.item"},
 		},
+		"view of the template": {
+			super: []string{"create view SCHEMA.v as select * from template.note", "alter table SCHEMA.note drop body, add body text default template.f()",
+				"alter view SCHEMA.v owner to OWNER"},
+			want: []string{"schema-crossing: column body of table SCHEMA.note", "schema-crossing: view SCHEMA.v", "schema-drift: schema SCHEMA"},
+			mend: []string{"drop view SCHEMA.v", "alter table SCHEMA.note alter body drop default"},
+		},
 		"schema dropped": {
 			super: []string{"drop schema SCHEMA cascade"},
 			want:  []string{"tenant-schema-missing: schema SCHEMA"}, redo: true,
@@ -81,7 +87,7 @@ func TestAuditFindsEachHoleOfTenants(t *testing.T) {
 			t.Parallel()
 			p := newProvisioner(t)
 			d := &auditedDB{p.d, t, p.open(nil)}
-			d.exec("drop table aa_line")
+			d.exec("drop table aa_line", "create function template.f() returns text language sql as 'select null::text'")
 			require.NoError(t, d.db.Registry().Install(ctx))
 			tenants := p.kinds()
 			provision := func() {

@@ -339,7 +339,7 @@ func TestAuditReport(t *testing.T) {
 		{Code: "no-policy", Severity: SeverityWarning, Object: "table public.x", Allows: strings.Repeat("word ", 30), Detail: "Decide."},
 		{Code: "rls-off", Severity: SeverityError, Object: "table public.y", Allows: "Rows are open.", Allowed: true},
 	}}
-	const want = `Audit of database shop for role app, 3 tenant tables: 1 errors, 1 warnings, 0 notes.
+	const want = `Audit of database shop for role app, with 3 tables of tenants. Errors: 1, warnings: 1, notes: 0.
 
 error: rls-off: table public.note
     Rows are open.
@@ -394,7 +394,7 @@ func TestAuditKnowsWhatIsNoHole(t *testing.T) {
 		"disabled":       {setup: []string{"alter table note disable row level security, no force row level security", "revoke all on note from APP"}},
 		"partition without rights": {setup: []string{"create table doc (TENANT, id int, primary key (tenant_id, id)) partition by hash (id, tenant_id)", "alter table doc enable row level security, force row level security", strictPolicy,
 			"create table doc_0 partition of doc for values with (modulus 1, remainder 0)", "grant select on doc to APP"}},
-		"tenant's own schema": {setup: []string{"create schema tenant_x", "create table tenant_x.doc (id int primary key, tenant_id text, name text unique)", "grant usage on schema tenant_x to APP", "grant all on tenant_x.doc to APP"}},
+		"tenant's own schema": {setup: []string{"create schema tenant_x", "create table tenant_x.doc (id int primary key, name text unique)", "grant usage on schema tenant_x to APP", "grant all on tenant_x.doc to APP"}},
 		"invoker's view":      {super: []string{"create view v with (security_invoker = true) as select * from note", "grant select on v to APP"}},
 		"view of the owner's": {setup: []string{"create view v as select * from note", "create view w as select * from v", "grant select on v, w to APP"}},
 		"definer that is held": {setup: []string{"create function f() returns bigint language sql security definer set search_path = pg_catalog, public, pg_temp as 'select count(*) from note'"},

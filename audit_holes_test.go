@@ -123,7 +123,7 @@ var auditHoles = map[string]auditHole{
 		want: []string{"policy-check-open: policy q on table public.doc"},
 	},
 	"another policy besides": {
-		hole: []string{guarded, strictPolicy, "create policy q on doc for select using (length(body) > 3)"},
+		hole: []string{guarded, strictPolicy, "create policy q on doc for select using (length(body) > 100)"},
 		want: []string{"policy-besides: policy q on table public.doc"},
 	},
 	"rows without a tenant": {

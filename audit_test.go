@@ -84,7 +84,7 @@ const strictPolicy = `create policy p on doc using (tenant_id = (select SETTING)
 
 // auditHole is a hole, with what Audit must say of it.
 type auditHole struct {
-	setup []string // as the owner, before; the database is without findings
+	setup []string // as the owner, first; the database is without findings then
 	super []string // as a superuser, after setup
 	hole  []string // as the owner, after super
 	want  []string // "code: object", all there is; the first is the one that the case is about
@@ -92,8 +92,7 @@ type auditHole struct {
 	mend  []string // where the finding has no SQL, what a human might decide
 }
 
-// Each hole is found, under its code, and nothing else is; the SQL that is printed mends it, and what is
-// found then is what was found before.
+// Each hole is found, under its code, and nothing else is; when the SQL that is printed has been run, nothing is found.
 func TestAuditFindsEachHole(t *testing.T) {
 	t.Parallel()
 	for name, c := range auditHoles {
@@ -101,8 +100,11 @@ func TestAuditFindsEachHole(t *testing.T) {
 			t.Parallel()
 			d := newAuditedDB(t)
 			d.exec(c.setup...)
-			before := d.audit()
-			require.Empty(t, grave(before))
+			var before []Finding
+			if c.setup != nil {
+				before = d.audit()
+				require.Empty(t, grave(before))
+			}
 			d.superExec(c.super...)
 			d.exec(c.hole...)
 
@@ -114,7 +116,7 @@ func TestAuditFindsEachHole(t *testing.T) {
 				if f.Severity == SeverityInfo && slices.Contains(c.also, f.Code) {
 					got = append(got, f.Code+": "+f.Object)
 				}
-				if !slices.Contains(before, f) && f.Mend != "" {
+				if f.Mend != "" && f.Code != "temp-granted" {
 					mend = append(mend, f.Mend)
 				}
 				require.NotEmpty(t, f.Allows)
@@ -399,7 +401,10 @@ func TestAuditKnowsWhatIsNoHole(t *testing.T) {
 		"view of the owner's": {setup: []string{"create view v as select * from note", "create view w as select * from v", "grant select on v, w to APP"}},
 		"definer that is held": {setup: []string{"create function f() returns bigint language sql security definer set search_path = pg_catalog, public, pg_temp as 'select count(*) from note'"},
 			super: []string{"create function g() returns bigint language sql security definer set search_path = '' as 'select count(*) from public.note'", "revoke execute on function g() from public"}},
-		"extensions": {super: []string{"create extension pg_trgm", "create extension hstore", "create extension citext", "create extension ltree", "create extension dblink", "create extension lo", "create extension pg_buffercache"}},
+		"extensions": {super: []string{"create extension pg_trgm", "create extension hstore", "create extension citext", "create extension ltree", "create extension dblink", "create extension lo", "create extension pg_buffercache",
+			"create function f() returns bigint language sql security definer as 'select count(*) from note'", "alter extension hstore add function f()",
+			"create view v as select * from note", "grant select on v to APP", "alter extension hstore add view v",
+			"create table doc (tenant_id text)", "grant all on doc to APP", "alter extension hstore add table doc"}},
 		"quoted names": {setup: []string{`create schema "Odd one"`, `create table "Odd one"."It's. (select" (TENANT, "a'b" boolean, primary key (tenant_id))`,
 			`alter table "Odd one"."It's. (select" enable row level security, force row level security`,
 			`create policy "p'q" on "Odd one"."It's. (select" using ("It's. (select".tenant_id = (select SETTING) and exists (select where not "It's. (select"."a'b"))`,

@@ -29,6 +29,7 @@ var auditCodes = map[string]struct {
 	"policy-check-open":         {SeverityError, "One tenant writes rows that belong to another, or gives its own away."},
 	"policy-besides":            {SeverityError, "Permissive policies add up, and this one does not ask for the tenant: what it lets through, it lets through to every tenant."},
 	"policy-admits-empty":       {SeverityWarning, "Rows without a tenant, or with an empty one, are seen and written by every connection that has none."},
+	"policy-unsealed":           {SeverityWarning, "SQL that is injected can set another tenant's ID for itself, and reach its rows."},
 	"policy-raises":             {SeverityWarning, "Statements fail where they should find nothing."},
 	"policy-per-row":            {SeverityWarning, "The setting is read anew for each row, which takes up to twice the time of a large query."},
 	"policy-immutable-function": {SeverityError, "A function that is called IMMUTABLE is evaluated when a plan is made: a cached plan shows one tenant's rows to the next."},

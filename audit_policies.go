@@ -173,6 +173,8 @@ func (a *auditor) judge(p *auditPolicy) {
 		a.find("policy-admits-empty", p.String(), mend, nobody(withEmpty, withNothing)+decide)
 	case p.raised != "":
 		a.find("policy-raises", p.String(), mend, p.raised+decide)
+	case a.config.Seal != nil && p.onTenant && !p.sealed:
+		a.find("policy-unsealed", p.String(), mend, "It does not call "+sealFunction+", as Config.Seal would have it."+decide)
 	case p.unseen != "":
 		a.find("not-audited", p.String(), "", "It could not be evaluated: "+p.unseen)
 	}

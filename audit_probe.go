@@ -229,12 +229,13 @@ func (a *auditor) evaluate(ctx context.Context, tx pgx.Tx, q *probe, state strin
 	if _, err := tx.Exec(ctx, "set local statement_timeout = '5s'"); err != nil {
 		return nil, err
 	}
-	if state != unset {
-		tenant := ""
-		if state == bound {
-			tenant = q.tenant
+	switch state {
+	case empty:
+		if _, err := tx.Exec(ctx, "select pg_catalog.set_config("+literal(a.config.Setting)+", '', true)"); err != nil {
+			return nil, err
 		}
-		if _, err := tx.Exec(ctx, "select pg_catalog.set_config("+literal(a.config.Setting)+", "+literal(tenant)+", true)"); err != nil {
+	case bound:
+		if err := a.db.binder.bindTx(ctx, tx, q.tenant); err != nil {
 			return nil, err
 		}
 	}
@@ -250,7 +251,7 @@ func (a *auditor) evaluate(ctx context.Context, tx pgx.Tx, q *probe, state strin
 func admits(state, row string, fresh bool) string { return fmt.Sprintf("%s/%s/%t", state, row, fresh) }
 
 // refused notes why a policy could not be evaluated. The package's own function refuses what is not signed,
-// as it should.
+// as it should, and without Config.Seal nothing is.
 func (p *auditPolicy) refused(state string, err error) {
 	var pgErr *pgconn.PgError
 	switch {

@@ -411,10 +411,6 @@ func TestAuditKnowsWhatIsNoHole(t *testing.T) {
 			`grant usage on schema "Odd one" to APP`, `grant all on "Odd one"."It's. (select" to APP`, `revoke truncate, references, trigger on "Odd one"."It's. (select" from APP`}},
 		"domain": {setup: []string{"create domain tenant as uuid", "create table doc (tenant_id tenant not null, id int, primary key (tenant_id, id))", "alter table doc enable row level security, force row level security",
 			"create policy p on doc using (tenant_id = (select SETTING::uuid))", "grant select on doc to APP"}},
-		"sealed": {setup: []string{guarded, "create schema if not exists pgxtenant", "grant usage on schema pgxtenant to APP", "create table pgxtenant.seal_key (key bytea)",
-			`create function pgxtenant.sealed_tenant(setting text) returns text stable language plpgsql security definer set search_path = pg_catalog, pg_temp as
-				$$ begin if current_setting(setting, true) <> '' then raise 'not signed'; end if; return null; end $$`,
-			"create policy p on doc using (tenant_id = (select pgxtenant.sealed_tenant('app.current_tenant_id')))"}},
 	} {
 		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
 			t.Parallel()
@@ -449,4 +445,33 @@ func TestAuditInEveryMode(t *testing.T) {
 			require.Equal(t, want, r.Findings)
 		}
 	})
+}
+
+// With Config.Seal policies are evaluated as a tenant that is signed, and those that ask for no signature are found.
+func TestAuditOfSealedTenants(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	seal := &SealConfig{Key: []byte(strings.Repeat("k", MinSealKeyLen))}
+	d := newAuditedDB(t)
+	d.db = adminDB(t, d.DB, func(c *Config) { c.Seal = seal })
+	require.Equal(t, []string{"policy-unsealed: policy pgxtenant on table public.note"}, grave(d.audit()))
+	require.NoError(t, d.db.InstallSeal(ctx))
+	for _, f := range d.audit() {
+		if f.Code == "policy-unsealed" {
+			d.exec(f.Mend)
+		}
+	}
+	require.Empty(t, grave(d.audit()))
+	plan, err := d.db.PlanEnableRLS(ctx, Tables("note")...)
+	require.NoError(t, err)
+	require.Empty(t, plan, "what is printed is what EnableRLS makes")
+
+	// A hole is found beside the seal, and by those who have no key as well.
+	d.exec(guarded, "create policy p on doc using (tenant_id = (select pgxtenant.sealed_tenant('app.current_tenant_id')) or shared)")
+	require.Equal(t, []string{"policy-admits-others: policy p on table public.doc"}, grave(d.audit()))
+	for _, db := range []*TenantDB{adminDB(t, d.DB), openDB(t, d.AppURL())} {
+		r, err := db.Audit(ctx)
+		require.NoError(t, err)
+		require.Equal(t, []string{"policy-admits-unset: policy p on table public.doc"}, grave(r.Findings))
+	}
 }

@@ -164,7 +164,7 @@ func (e *AuditError) Error() string {
 // An error means that the audit itself failed; findings are none. 1,000 tables take about 0.3 s, each schema tenant
 // some 10 ms more.
 func (db *TenantDB) Audit(ctx context.Context) (*Report, error) {
-	r, err := db.audit(ctx, true)
+	r, err := db.audit(ctx, false)
 	if err != nil {
 		return nil, fmt.Errorf("pgxtenant: audit: %w", err)
 	}
@@ -173,25 +173,26 @@ func (db *TenantDB) Audit(ctx context.Context) (*Report, error) {
 
 // passAudit fails if there are errors that are not allowed.
 func (db *TenantDB) passAudit(ctx context.Context) error {
-	r, err := db.audit(ctx, false)
+	r, err := db.audit(ctx, true)
 	if err != nil {
 		return fmt.Errorf("pgxtenant: audit, which Config.RequireAudit asks for: %w", err)
 	}
 	return r.Err()
 }
 
-// audit can leave out what only finds warnings and takes its time.
-func (db *TenantDB) audit(ctx context.Context, slow bool) (*Report, error) {
+// audit leaves out, at the start, what only finds warnings and takes its time; nor is it content then with less
+// than all that can find errors.
+func (db *TenantDB) audit(ctx context.Context, start bool) (*Report, error) {
 	if db.closed.Load() {
 		return nil, ErrClosed
 	}
-	a := &auditor{db: db, config: db.config, slow: slow}
+	a := &auditor{db: db, config: db.config, start: start}
 	app, err := db.connectUnbound(ctx)
 	switch {
 	case err == nil:
 		a.app = app
 		defer app.Close(context.WithoutCancel(ctx))
-	case db.admin == nil || ctx.Err() != nil:
+	case db.admin == nil || start || ctx.Err() != nil:
 		return nil, fmt.Errorf("connect as the application: %w", err)
 	default:
 		a.find("not-audited", "policies, as the application meets them", "", "the role of Config.Shared could not connect: "+err.Error())
@@ -243,7 +244,7 @@ func (db *TenantDB) connectUnbound(ctx context.Context) (*pgx.Conn, error) {
 type auditor struct {
 	db     *TenantDB
 	config *Config
-	slow   bool
+	start  bool
 	app    *pgx.Conn // as the application, and bound to nothing; nil if it cannot connect
 
 	database string
@@ -312,14 +313,15 @@ func (a *auditor) catalogue(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// auditRows collects what a query returns. ROLES in its text stands for the roles that the application acts as.
-func auditRows[T any](ctx context.Context, a *auditor, tx pgx.Tx, sql string) ([]T, error) {
+// auditRows collects what a query returns. ROLES in its text stands for the roles that the application acts as, and
+// SETTING for the tenant setting, so no name from the database may be in it.
+func auditRows[T any](ctx context.Context, a *auditor, tx pgx.Tx, sql string, args ...any) ([]T, error) {
 	oids := make([]string, len(a.acts))
 	for i, oid := range a.acts {
 		oids[i] = fmt.Sprint(oid)
 	}
 	sql = strings.NewReplacer("ROLES", "'{"+strings.Join(oids, ",")+"}'::oid[]", "SETTING", literal(strings.ToLower(a.config.Setting))).Replace(sql)
-	rows, err := tx.Query(ctx, sql)
+	rows, err := tx.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, err
 	}

@@ -247,7 +247,7 @@ func (a *auditor) readColumns(ctx context.Context, tx pgx.Tx) error {
 		join pg_namespace n on n.oid = c.relnamespace
 		join pg_type b on b.oid = a.atttypid
 		left join pg_collation l on l.oid = a.attcollation
-		where a.attnum > 0 and not a.attisdropped and a.attname = any(`+textArray(names)+`) and `+ofUser)
+		where a.attnum > 0 and not a.attisdropped and a.attname = any($1::text[]) and `+ofUser, names)
 	if err != nil {
 		return err
 	}
@@ -369,12 +369,4 @@ func (a *auditor) tenantParent(t *auditTable) *auditTable {
 		}
 	}
 	return nil
-}
-
-func textArray(texts []string) string {
-	quoted := make([]string, len(texts))
-	for i, s := range texts {
-		quoted[i] = literal(s)
-	}
-	return "array[" + strings.Join(quoted, ", ") + "]::text[]"
 }

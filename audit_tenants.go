@@ -140,7 +140,7 @@ func (a *auditor) hasRegistry() bool { return a.db.registry != nil && !a.unread 
 
 // checkDrift compares each tenant's schema with the template.
 func (a *auditor) checkDrift(ctx context.Context, tx pgx.Tx) error {
-	if !a.slow || a.config.Template == "" || a.db.admin == nil {
+	if a.start || a.config.Template == "" || a.db.admin == nil {
 		return nil
 	}
 	copies := a.copies()
@@ -241,7 +241,7 @@ func (a *auditor) databasesOn(ctx context.Context, server string, m *DatabaseMan
 func (a *auditor) checkCrossings(ctx context.Context, tx pgx.Tx) error {
 	type crossing struct{ Object, On string }
 	crossings, err := auditRows[crossing](ctx, a, tx, `
-		with ns as (select oid from pg_namespace where nspname = any(`+textArray(slices.Sorted(maps.Keys(a.schemas)))+`)),
+		with ns as (select oid from pg_namespace where nspname = any($1::text[])),
 		rel as (select c.oid, c.relnamespace, c.relkind, format('%I.%I', n.nspname, c.relname) q
 			from pg_class c join ns on ns.oid = c.relnamespace join pg_namespace n on n.oid = c.relnamespace),
 		mine(class, oid, schema, what) as (
@@ -258,7 +258,7 @@ func (a *auditor) checkCrossings(ctx context.Context, tx pgx.Tx) error {
 		from pg_depend d
 		join mine m on m.class = d.classid and m.oid = d.objid
 		join theirs t on t.class = d.refclassid and t.oid = d.refobjid
-		where m.schema <> t.schema group by 1 order by 1`)
+		where m.schema <> t.schema group by 1 order by 1`, slices.Sorted(maps.Keys(a.schemas)))
 	for _, c := range crossings {
 		a.find("schema-crossing", c.Object, "", "It depends on "+c.On+". Drop it, and make it with the tenant's schema alone in search_path.")
 	}

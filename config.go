@@ -154,7 +154,8 @@ type Config struct {
 
 	// RequireAudit has NewWithConfig run [TenantDB.Audit], save for the comparison of tenants' schemas with the
 	// template, and fail with an *AuditError if there is a finding of SeverityError that AuditAllow does
-	// not have. The servers must then be reachable.
+	// not have. The server must then be reachable, for the application's role as well. What the roles have no right
+	// to look at does not stop it; Audit tells what that is.
 	RequireAudit bool
 
 	// AuditAllow are findings that are there on purpose. Audit reports them as allowed. NewWithConfig rejects a

@@ -174,15 +174,15 @@ func TestSessionStateNeverReachesAnotherTenant(t *testing.T) {
 	}
 }
 
-// leave runs sql as a, in the extended protocol where the mode and the text allow it.
+// leave runs sql as the connection's tenant, in the extended protocol where the mode and the text allow it.
 func leave(t *testing.T, conn *pgxpool.Conn, sql string, m pgx.QueryExecMode) {
 	t.Helper()
 	if strings.Contains(sql, ";") {
-		_, err := conn.Exec(as("a"), sql)
+		_, err := conn.Exec(context.Background(), sql)
 		require.NoError(t, err, sql)
 		return
 	}
-	rows, err := conn.Query(as("a"), sql, m)
+	rows, err := conn.Query(context.Background(), sql, m)
 	require.NoError(t, err, sql)
 	rows.Close()
 	require.NoError(t, rows.Err(), sql)

@@ -68,6 +68,9 @@ func run(ctx context.Context) (err error) {
 	if err := compare(ctx, s); err != nil {
 		return err
 	}
+	if err := audit(ctx, db); err != nil {
+		return err
+	}
 	fmt.Printf("\nAll as promised, in %.1f s. The server is being removed.\n", time.Since(start).Seconds())
 	return nil
 }
@@ -133,5 +136,21 @@ func look(ctx context.Context, db *pgxtenant.TenantDB) error {
 	}
 	all, shared := db.Stat().NewConnsCount(), db.Shared().Stat().NewConnsCount()
 	fmt.Printf("\nConnections opened: %d for acme, globex and initech in turn, %d for umbrella.\n", shared, all-shared)
+	return nil
+}
+
+// audit looks for what gets around all that. It must find what was left unmade on purpose, and nothing graver.
+func audit(ctx context.Context, db *pgxtenant.TenantDB) error {
+	fmt.Printf("\n5. WHAT THE AUDIT FINDS: hooli has a row in the registry, and no schema\n\n")
+	report, err := db.Audit(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Print(report)
+	for _, f := range report.Findings {
+		if f.Severity != pgxtenant.SeverityInfo && !strings.Contains(f.Object, "hooli") {
+			return fmt.Errorf("the audit finds %s: %s", f.Code, f.Object)
+		}
+	}
 	return nil
 }

@@ -225,7 +225,7 @@ func (s *sealer) seal(id string) (seal string, renew time.Time) {
 		return "", time.Time{}
 	}
 	now := time.Now()
-	end := strconv.FormatInt(now.Add(s.ttl).Unix(), 10)
+	end := strconv.FormatInt(now.Add(s.ttl+time.Second-1).Unix(), 10) // rounded up
 	mac := hmac.New(sha256.New, s.key.secret)
 	mac.Write([]byte(end + "." + s.setting + "=" + id)) // never fails
 	return s.key.name + "." + end + "." + hex.EncodeToString(mac.Sum(nil)), now.Add(s.ttl / 2)

@@ -252,7 +252,7 @@ func TestASealIsInNoStatementsText(t *testing.T) {
 // A connection may be kept for longer than a seal is good for, and a transaction too.
 func TestSealsAreRenewed(t *testing.T) {
 	t.Parallel()
-	_, db := sealedDB(t, func(c *Config) { c.Seal.TTL = time.Second })
+	_, db := sealedDB(t, func(c *Config) { c.Seal.TTL = 5 * time.Second })
 	ctx := as("a")
 	conn, err := db.Acquire(ctx)
 	require.NoError(t, err)
@@ -262,7 +262,7 @@ func TestSealsAreRenewed(t *testing.T) {
 	require.Len(t, strs(t, tx, ctx, readNotes), 2)
 	first := strs(t, tx, ctx, "select current_setting('pgxtenant.seal')")[0]
 	// Seals count in whole seconds: by then the first is over, for transactions that begin then.
-	_, err = tx.Exec(ctx, "select pg_sleep(2.1)")
+	_, err = tx.Exec(ctx, "select pg_sleep(6.1)")
 	require.NoError(t, err)
 	require.Len(t, strs(t, tx, ctx, readNotes), 2, "the transaction began in time")
 	require.Equal(t, []string{first}, strs(t, tx, ctx, "select current_setting('pgxtenant.seal')"))

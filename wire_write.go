@@ -251,10 +251,9 @@ func (w *wireConn) appendPrefix(dst []byte, s *segment) []byte {
 		dst = append(dst, execute...)
 		in.left += 2 // BindComplete, CommandComplete
 	}
-	if w.stale != 0 {
-		in.cleans = w.stale
+	if in.cleans = w.stale &^ w.cleaned; in.cleans != 0 {
 		for i := range cleanings {
-			if c := &cleanings[i]; c.leavings&w.stale != 0 {
+			if c := &cleanings[i]; c.leavings&in.cleans != 0 {
 				add(c.prepare, c.execute, c.bit)
 			}
 		}
@@ -382,10 +381,11 @@ func (w *wireConn) sendSplit(e *edit, at int, text string, s *segment) bool {
 // appendQuery replaces the Query message at data[at] by one whose text has a binding at each offset.
 func (w *wireConn) appendQuery(e *edit, at int, text string, s *segment, offsets []int) {
 	clean, replies := "", 1
-	if w.stale != 0 {
+	cleans := w.stale &^ w.cleaned
+	if cleans != 0 {
 		var sb strings.Builder
 		for i := range cleanings {
-			if c := &cleanings[i]; c.leavings&w.stale != 0 {
+			if c := &cleanings[i]; c.leavings&cleans != 0 {
 				sb.WriteString(c.sql + ";")
 				replies++
 			}
@@ -407,7 +407,7 @@ func (w *wireConn) appendQuery(e *edit, at int, text string, s *segment, offsets
 		start += utf8.RuneCountInString(text[done:off])
 		done = off
 		in := &s.inserts[i]
-		in.left, in.cleans, in.tenant = replies, w.stale, w.current
+		in.left, in.cleans, in.tenant = replies, cleans, w.current
 		in.start, in.chars = start, chars
 		start += chars
 	}

@@ -111,6 +111,9 @@ func (l *Lab) fill(ctx context.Context) error {
 			from generate_series(0, %d) t`, manyTenants-1),
 		"create table copy_plain (like copy_bound including all)",
 	}
+	if err := l.fillSealed(ctx); err != nil {
+		return err
+	}
 	for i := range schemas {
 		schema := ident(pgxtenant.SchemaName(tenantID(i)))
 		statements = append(statements, fmt.Sprintf(`create schema %[1]s;
@@ -120,9 +123,31 @@ func (l *Lab) fill(ctx context.Context) error {
 			grant select on %[1]s.note to %[3]s, %[4]s`, schema, tenantID(i), app, bypass))
 	}
 	statements = append(statements,
+		"insert into note_sealed select * from note",
 		"grant select, insert, update, delete, truncate on note, note_many, copy_bound, copy_plain to "+app+", "+bypass,
 		"vacuum analyze")
 	return execute(ctx, l.db.SuperURL(), statements...)
+}
+
+// seal signs the tenants of note_sealed.
+var seal = pgxtenant.SealConfig{Key: []byte("a key that is no secret to anybody")}
+
+// fillSealed makes note_sealed, which is note under a policy of sealed tenants.
+func (l *Lab) fillSealed(ctx context.Context) error {
+	l.db.Exec("create table note_sealed (like note including all)")
+	admin, err := pgxpool.ParseConfig(l.db.OwnerURL())
+	if err != nil {
+		return err
+	}
+	db, err := tenantDB(ctx, l.db.AppURL(), func(c *pgxtenant.Config) { c.Admin, c.Seal = admin, &seal })
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	if err := db.InstallSeal(ctx); err != nil {
+		return err
+	}
+	return db.EnableRLS(ctx, pgxtenant.Tables("note_sealed")...)
 }
 
 // Version is the server's, as it prints it.

@@ -26,6 +26,8 @@ var Read = Job{
 		{What: "policies alone: one tenant for ever on the session", Base: "pool", Way: "session", Allocs: noLimit},
 		{What: "row tenant with one of Settings", Base: "pool", Way: "settings", Allocs: noLimit},
 		{What: "row tenant, strict", Base: "pool", Way: "strict", Allocs: noLimit},
+		{What: "row tenant, sealed", Base: "pool", Way: "sealed", Allocs: noLimit},
+		{What: "row tenant, sealed against not", Base: "tenant", Way: "sealed", Allocs: noLimit},
 		{What: "row tenant, WithTenantID and a Directory", Base: "pool", Way: "directory", Allocs: noLimit},
 		{What: "row tenant, WithTenantID and a Peeker", Base: "pool", Way: "peeker", Allocs: noLimit},
 		{What: "row tenant, QueryExecModeExec", Base: "poolexec", Way: "exec", Allocs: noLimit},
@@ -62,6 +64,7 @@ var ReadParallel = Job{
 		{What: "recipe: a transaction around the query", Base: "pool", Way: "transaction", Rate: true, Allocs: noLimit},
 		{What: "policies alone: one tenant for ever on the session", Base: "pool", Way: "session", Rate: true, Allocs: noLimit},
 		{What: "row tenant, strict", Base: "pool", Way: "strict", Rate: true, Allocs: noLimit},
+		{What: "row tenant, sealed", Base: "pool", Way: "sealed", Rate: true, Allocs: noLimit},
 		{What: "schema tenant, against names with the schema", Base: "poolschema", Way: "schema", Rate: true, Allocs: noLimit},
 	},
 	open: func(ctx context.Context, l *Lab) ([]Way, error) { return openRead(ctx, l, l.near()) },
@@ -80,6 +83,7 @@ var Write = Job{
 const (
 	readByHand = "select body from note where tenant_id = $1 and id = $2"
 	readBound  = "select body from note where id = $1"
+	readSealed = "select body from note_sealed where id = $1"
 	bindByHand = "select set_config('app.current_tenant_id', $1, true)"
 )
 
@@ -181,6 +185,14 @@ func openRead(ctx context.Context, l *Lab, at place) (ways []Way, err error) {
 	if _, err = bound("strict", rows(), func(c *pgxtenant.Config) { c.Strict = true }); err != nil {
 		return ways, err
 	}
+	sealed, err := tenantDB(ctx, at.app, func(c *pgxtenant.Config) { c.Seal = &seal })
+	if err != nil {
+		return ways, err
+	}
+	sealedRows := rows()
+	add("sealed", sealed.Close, func(n int) error {
+		return read(sealed.QueryRow(sealedRows[n%tenants], readSealed, rowID(n)))
+	})
 	if _, err = bound("exec", rows(), func(c *pgxtenant.Config) {
 		c.Shared.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	}); err != nil {

@@ -50,7 +50,8 @@
 //
 // What a tenant needs in the database is made and removed by [TenantDB.EnableRLS], [SchemaManager],
 // [DatabaseManager] and [Registry], and for one tenant together by [TenantDB.Provision] and
-// [TenantDB.Deprovision]. They run on Config.Admin, never as the service's own role.
+// [TenantDB.Deprovision]. They run on Config.Admin, never as the service's own role. [TenantDB.Audit] tells what in a
+// database gets around all this, and Config.RequireAudit refuses to start on it.
 //
 // # Contexts
 //
@@ -60,8 +61,12 @@
 // none on purpose, for tables that belong to nobody and for health checks; policies then let no row
 // through. [Detach] keeps the tenant for work that outlives the request.
 //
-// A connection or transaction belongs to the tenant of the context that it was checked out under, to its
-// end, whatever contexts its statements are given.
+// A connection belongs to the tenant of the context that it was checked out under, to its end. A statement
+// on it whose context carries another tenant is refused with [ErrWrongTenant], unless it is in a transaction that
+// has begun before.
+//
+// [Middleware] puts the tenant of an HTTP request into its context, and [Gate] that of anything else, after they
+// have asked a [Directory] whether there is one, and the caller whether it may act as it.
 //
 // Work across tenants belongs to [TenantDB.Admin], a pool that is not bound. So do VACUUM, CREATE DATABASE
 // and CREATE INDEX CONCURRENTLY, which cannot run in one segment with another statement.
@@ -74,7 +79,8 @@
 // Policies do not hold a superuser, a role with BYPASSRLS, or the owner of a table that lacks FORCE ROW
 // LEVEL SECURITY: the service must log in as a role that is none of these. And where tenants share a role, as row
 // and schema tenants do, SQL that a tenant writes or injects can set another tenant for itself, or name
-// another's schema. Against that only a database and a login of the tenant's own help.
+// another's schema. Config.Seal makes policies refuse an ID that the package has not signed; for all else only a
+// database and a login of the tenant's own help.
 //
 // A session also keeps temporary tables, cursors WITH HOLD, advisory locks, LISTEN and the like. What a
 // tenant's statement was seen to leave is removed together with the next tenant's first statement, or

@@ -25,7 +25,7 @@ var (
 	ErrTenantSuspended = errors.New("pgxtenant: tenant suspended")
 
 	// ErrWrongTenant means a connection or pool of one tenant was about to serve another: an isolated
-	// pool was used under another tenant's context, or its database carries another tenant's mark.
+	// pool or a connection was used under another tenant's context, or its database carries another tenant's mark.
 	// Nothing was run.
 	ErrWrongTenant = errors.New("pgxtenant: wrong tenant")
 

@@ -33,7 +33,8 @@ type binder struct {
 	setting       string
 	sharedSchemas []string
 	strict        bool
-	sealer        *sealer // nil without Config.Seal
+	sealer        *sealer             // nil without Config.Seal
+	limits        func(Tenant) Limits // may be nil
 	none          *binding
 	cache         *lru.Cache[string, *binding] // by tenant ID
 	shapes        [2 * maxShapes]atomic.Pointer[shape]
@@ -45,6 +46,7 @@ type binderOptions struct {
 	sharedSchemas []string // nil is DefaultSharedSchemas
 	strict        bool     // clean the session at every change of tenant
 	seal          *SealConfig
+	limits        func(Tenant) Limits
 }
 
 func newBinder(o binderOptions) (*binder, error) {
@@ -66,9 +68,12 @@ func newBinder(o binderOptions) (*binder, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	b := &binder{setting: o.setting, sharedSchemas: slices.Clone(o.sharedSchemas), strict: o.strict, sealer: newSealer(o.seal, o.setting)}
+	b := &binder{
+		setting: o.setting, sharedSchemas: slices.Clone(o.sharedSchemas), strict: o.strict,
+		sealer: newSealer(o.seal, o.setting), limits: o.limits,
+	}
 	b.cache, _ = lru.New[string, *binding](cachedBindings) // fails only below 1
-	b.none = b.encode(Tenant{})
+	b.none = b.encode(Tenant{}, Limits{}.withDefaults())
 	return b, nil
 }
 
@@ -76,6 +81,8 @@ func newBinder(o binderOptions) (*binder, error) {
 // settings for the length of a transaction. It is encoded once per tenant value and immutable.
 type binding struct {
 	tenant Tenant
+	limits Limits // the tenant's, with defaults
+	bound  Tenant // the tenant, with the Settings of its limits
 	binder *binder
 
 	// For the extended protocol: Bind and Execute of shape's prepared statement.
@@ -117,7 +124,7 @@ func (b *binder) bind(c *tenantContext, t *Tenant) (*binding, error) {
 		if err := b.validate(t); err != nil {
 			return nil, err
 		}
-		bd = b.encode(*t)
+		bd = b.encode(*t, b.limitsOf(*t))
 		b.cache.Add(t.ID, bd)
 	}
 	if c != nil {
@@ -135,7 +142,7 @@ func (bd *binding) fresh() *binding {
 	if kept, ok := b.cache.Get(bd.tenant.ID); ok && kept.tenant.equal(&bd.tenant) && time.Now().Before(kept.renew) {
 		return kept
 	}
-	bd = b.encode(bd.tenant)
+	bd = b.encode(bd.tenant, bd.limits)
 	b.cache.Add(bd.tenant.ID, bd)
 	return bd
 }
@@ -187,14 +194,24 @@ func (b *binder) validate(t *Tenant) error {
 	return errors.Join(errs...)
 }
 
+// limitsOf asks the user's function, once for each value of a tenant.
+func (b *binder) limitsOf(t Tenant) Limits {
+	if b.limits == nil {
+		return Limits{}.withDefaults()
+	}
+	return b.limits(t).withDefaults()
+}
+
 // encode builds the binding of a tenant that has been validated. The zero Tenant binds the empty string.
-func (b *binder) encode(t Tenant) *binding {
-	bd := &binding{tenant: t, binder: b, shape: b.shape(t.Isolation == IsolationSchema, b.settings(&t))}
+func (b *binder) encode(t Tenant, limits Limits) *binding {
+	bd := &binding{tenant: t, limits: limits, bound: t, binder: b}
+	bd.bound.Settings = limits.addTo(t.Settings)
+	bd.shape = b.shape(t.Isolation == IsolationSchema, b.settings(&bd.bound))
 	seal := ""
 	if b.sealer != nil {
 		seal, bd.renew = b.sealer.seal(t.ID)
 	}
-	bd.exec = appendExecute(nil, bd.shape.name, b.params(&t, seal)...)
+	bd.exec = appendExecute(nil, bd.shape.name, b.params(&bd.bound, seal)...)
 	return bd
 }
 
@@ -258,9 +275,9 @@ func (bd *binding) query() string {
 	if text := bd.text.Load(); text != nil {
 		return *text
 	}
-	params := bd.binder.params(&bd.tenant, "")
+	params := bd.binder.params(&bd.bound, "")
 	next := 0
-	text := bd.binder.statement(bd.tenant.Isolation == IsolationSchema, bd.binder.settings(&bd.tenant), func() string {
+	text := bd.binder.statement(bd.bound.Isolation == IsolationSchema, bd.binder.settings(&bd.bound), func() string {
 		next++
 		return literal(params[next-1])
 	}) + ";"

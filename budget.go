@@ -32,6 +32,7 @@ type budget struct {
 	waiting    int   // callers in all queues
 	clock      int64 // counts admissions and waiters, to tell which was first
 	reclaiming int   // idle connections on their way to being closed for a waiter
+	turns      budgetTurns
 	retry      *time.Timer
 	retryAt    time.Time // when retry fires; zero if it does not
 	closed     bool
@@ -53,6 +54,7 @@ type share struct {
 	reserved int       // of these held by admissions
 	queue    list.List // of *waiter
 	used     int64     // budget.clock at the last admission
+	turn     turn
 
 	// Of a pass of dispatchLocked.
 	next    *list.Element
@@ -82,8 +84,8 @@ type waiter struct {
 
 var errBudgetClosed = errors.New("pgxtenant: the budget is closed")
 
-func newBudget(limit int) *budget {
-	b := &budget{limit: limit, free: limit, shares: make(map[*pgxpool.Pool]*share)}
+func newBudget(limit int, arrival bool) *budget {
+	b := &budget{limit: limit, free: limit, shares: make(map[*pgxpool.Pool]*share), turns: budgetTurns{arrival: arrival}}
 	b.quiet.L = &b.mu
 	return b
 }
@@ -145,7 +147,7 @@ func (s *share) admit(ctx context.Context) (*admission, error) {
 	}
 	w := &waiter{order: b.clock, granted: make(chan struct{})}
 	e := s.queue.PushBack(w)
-	b.unlockAfterEnqueue()
+	b.unlockAfterEnqueue(s)
 	if err := s.await(e, ctx, nil); err != nil {
 		return nil, err
 	}
@@ -189,7 +191,7 @@ func (a *admission) need(ctx context.Context) error {
 		s.busy--
 	}
 	e := s.queue.PushFront(&waiter{dialing: true, granted: make(chan struct{})}) // it has waited its turn before
-	b.unlockAfterEnqueue()
+	b.unlockAfterEnqueue(s)
 	if err := s.await(e, a, ctx); err != nil {
 		return err
 	}
@@ -326,12 +328,16 @@ func (s *share) fullLocked() bool {
 
 func (b *budget) removeLocked(s *share, e *list.Element) {
 	s.queue.Remove(e)
-	b.waiting--
+	if b.waiting--; b.waiting == 0 {
+		b.turns.end()
+	}
 	close(e.Value.(*waiter).granted)
 }
 
-func (b *budget) unlockAfterEnqueue() {
+func (b *budget) unlockAfterEnqueue(s *share) {
 	b.waiting++
+	b.turns.charge(b)
+	b.turns.begin(s)
 	b.unlockAndDispatch()
 }
 
@@ -348,6 +354,7 @@ func (b *budget) dispatchLocked() (victims []*share) {
 	if b.waiting == 0 || b.closed {
 		return nil
 	}
+	b.turns.charge(b)
 	for _, s := range b.shares {
 		s.next, s.blocked = s.queue.Front(), false
 	}
@@ -364,6 +371,7 @@ func (b *budget) dispatchLocked() (victims []*share) {
 		switch {
 		case !w.dialing && s.conns > s.busy:
 			s.busy++
+			b.turns.serve(s)
 			b.removeLocked(s, e)
 		case !w.dialing && s.fullLocked():
 			full, s.blocked = true, true
@@ -371,6 +379,7 @@ func (b *budget) dispatchLocked() (victims []*share) {
 			b.takeLocked(s)
 			s.busy++
 			w.token = true
+			b.turns.serve(s)
 			b.removeLocked(s, e)
 		case coming > 0:
 			coming--
@@ -392,15 +401,14 @@ func (b *budget) dispatchLocked() (victims []*share) {
 	return victims
 }
 
-// firstLocked returns the share whose next waiter of this pass was before all others.
+// firstLocked returns the share whose next waiter of this pass comes before all others.
 func (b *budget) firstLocked() (first *share) {
-	order := int64(math.MaxInt64)
 	for _, s := range b.shares {
 		if s.next == nil || s.blocked {
 			continue
 		}
-		if w := s.next.Value.(*waiter); w.order < order {
-			order, first = w.order, s
+		if first == nil || b.turns.before(s, first, s.next.Value.(*waiter), first.next.Value.(*waiter)) {
+			first = s
 		}
 	}
 	return first
@@ -417,7 +425,7 @@ func (b *budget) victimLocked(s *share, w *waiter) (victim *share) {
 		}
 		if v.queue.Len() > 0 && v != s {
 			if fair == 0 {
-				fair = b.fairLocked()
+				fair = b.fairLocked(s)
 			}
 			if s.conns >= fair {
 				continue
@@ -434,15 +442,23 @@ func (b *budget) victimLocked(s *share, w *waiter) (victim *share) {
 	return victim
 }
 
-// fairLocked is each pool's part if those that are busy divide the budget evenly.
-func (b *budget) fairLocked() int {
-	pools := 0
-	for _, s := range b.shares {
-		if s.busy > 0 || s.queue.Len() > 0 {
-			pools++
+// fairLocked is s's part if the pools that are busy divide the budget by their weights.
+func (b *budget) fairLocked(s *share) int {
+	weights := 0.0
+	for _, o := range b.shares {
+		if o.busy > 0 || o.queue.Len() > 0 {
+			weights += b.weight(o)
 		}
 	}
-	return max(1, b.limit/max(1, pools))
+	own := b.weight(s)
+	return max(1, int(float64(b.limit)*own/max(own, weights)+1e-9))
+}
+
+func (b *budget) weight(s *share) float64 {
+	if b.turns.arrival {
+		return 1
+	}
+	return s.turn.weightNow()
 }
 
 // retryLocked looks at the queues again after d at the latest, for what no event tells.

@@ -121,13 +121,13 @@ func budgetConnOf(conn *pgx.Conn) *budgetConn {
 	return c
 }
 
-// open makes a pool whose connections count. Without a budget the share is nil.
-func (b *budget) open(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, *share, error) {
+// open makes a pool whose connections count, and who waits for them does by weight. Without a budget the share is nil.
+func (b *budget) open(ctx context.Context, config *pgxpool.Config, weight func() float64) (*pgxpool.Pool, *share, error) {
 	if b == nil {
 		pool, err := pgxpool.NewWithConfig(ctx, config)
 		return pool, nil, err
 	}
-	s := &share{budget: b, max: int(config.MaxConns)}
+	s := &share{budget: b, max: int(config.MaxConns), turn: turn{weight: weight}}
 	s.hook(config)
 	// Under mu, since connections for MinConns may be made before this returns.
 	b.mu.Lock()

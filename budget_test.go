@@ -121,12 +121,12 @@ func TestBudgetGivesUpTheLeastRecentlyUsedIdleConnection(t *testing.T) {
 	expectSettled(t, db)
 }
 
-// Callers wait in the order in which they came, whichever pool they want.
+// With Config.ArrivalOrder callers wait in the order in which they came, whichever pool they want.
 func TestBudgetWaitsInOrder(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)
 	super := d.Connect(d.SuperURL())
-	db := openDB(t, d.AppURL("tenant_max_conns=1"))
+	db := openDB(t, d.AppURL("tenant_max_conns=1", "tenant_arrival_order=true"))
 	most := sample(t, super, d.App)
 	first, err := db.Acquire(as("x"))
 	require.NoError(t, err)
@@ -181,7 +181,7 @@ func TestBudgetCancelledWaitersLeaveNoTrace(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	eventually(t, "nothing waits, nor is being opened", func() bool { return db.budget.waiters() == 0 && len(states(db)) == 0 })
+	eventually(t, "nothing waits, nor is being opened", func() bool { return waitingIn(db) == 0 && len(states(db)) == 0 })
 	require.Equal(t, 1, db.budget.held())
 	require.Equal(t, made, db.Stat().NewConnsCount(), "no connection was made for them")
 	require.Empty(t, db.isolated.failed, "nor was their waiting taken for a failure")
@@ -276,7 +276,7 @@ func TestBudgetAndHijackedConnections(t *testing.T) {
 	require.NoError(t, hijacked[0].Close(context.Background()))
 	result := make(chan error)
 	go func() { result <- db.Ping(ctx) }()
-	eventually(t, "it waits", func() bool { return db.budget.waiters() == 1 })
+	eventually(t, "it waits", func() bool { return waitingIn(db) == 1 })
 	hijacked[0] = conn.Hijack()
 	require.NoError(t, <-result)
 

@@ -125,6 +125,27 @@ type Config struct {
 	// Zero means no limit beyond each pool's own. NewWithConfig rejects a negative value.
 	MaxConns int32
 
+	// Limits, if not nil, returns what a tenant may use of the connections that it shares with others, by its Plan
+	// for instance. It is asked once for each value of a Tenant, and must give the same for the same: change
+	// the Plan to change the limits. It may be called for several tenants at once.
+	//
+	// Nil means that the zero Limits are those of all.
+	Limits func(t Tenant) Limits
+
+	// MaxShare is the largest part of the shared pool that one tenant may hold while others want connections
+	// of it too, and of the connections under MaxConns that the pool of one may while others want them: it is
+	// what keeps the way short for who comes next. Alone, a tenant may have all. It is rounded down to whole
+	// connections, at least one, and only looked at while a checkout waits. A tenant that just holds a
+	// connection, and has neither taken nor returned one for a second, is thought to want no other.
+	//
+	// Zero means DefaultMaxShare (0.75), and 1 that there is no such limit. NewWithConfig rejects a
+	// negative value, and one above 1.
+	MaxShare float64
+
+	// ArrivalOrder serves checkouts in the order in which they come, as pgxpool does, and not the tenants in
+	// turn. MaxShare and those fields of Limits that are not bound with the tenant have no effect then.
+	ArrivalOrder bool
+
 	// AdjustPool, if not nil, may change the configuration of a database tenant's pool before it is
 	// opened, by Plan for instance. It gets a config of its own, made from the tenant's ConnString:
 	// MaxConns is DefaultPoolMaxConns (10), connections live for 1 hour plus up to
@@ -162,8 +183,8 @@ type Config struct {
 	// code that there is none of.
 	AuditAllow []AllowedFinding
 
-	// Logger is told when isolated pools are opened and closed, and why. Neither passwords nor SQL are
-	// logged. Nil means no log.
+	// Logger is told when isolated pools are opened and closed, and why, and who holds a connection for longer
+	// than Limits.HoldLimit. Neither passwords nor SQL are logged. Nil means no log.
 	Logger *slog.Logger
 }
 
@@ -197,6 +218,8 @@ const paramPrefix = "tenant_"
 //   - tenant_max_pools: integer greater than 0 (default 128)
 //   - tenant_idle_timeout: duration string (default 10 minutes; negative: never)
 //   - tenant_max_conns: integer 0 or greater (default 0, meaning no limit)
+//   - tenant_max_share: number above 0, and 1 at most (default 0.75)
+//   - tenant_arrival_order: true or false (default false)
 //   - tenant_open_timeout: duration string (default 15 seconds)
 //   - tenant_open_retry: duration string (default 1 second; negative: at once)
 //   - tenant_require_identity: true or false (default false)
@@ -254,6 +277,13 @@ func (c *Config) setParam(name, value string) (err error) {
 		var n int
 		n, err = parseLimit(value, 0)
 		c.MaxConns = int32(n)
+	case "max_share":
+		c.MaxShare, err = strconv.ParseFloat(value, 64)
+		if err == nil && c.MaxShare == 0 {
+			err = errors.New("want more than 0")
+		}
+	case "arrival_order":
+		c.ArrivalOrder, err = strconv.ParseBool(value)
 	case "open_timeout":
 		c.OpenTimeout, err = time.ParseDuration(value)
 	case "open_retry":
@@ -367,6 +397,9 @@ func (c *Config) validate() error {
 	if c.MaxConns < 0 {
 		fail("Config.MaxConns is %d; want 0 or more", c.MaxConns)
 	}
+	if !(c.MaxShare > 0 && c.MaxShare <= 1) { // nor is NaN
+		fail("Config.MaxShare is %v; want more than 0, and 1 at most", c.MaxShare)
+	}
 	if c.Shared != nil && c.MaxConns > 0 && max(c.Shared.MinConns, c.Shared.MinIdleConns) > c.MaxConns {
 		fail("Config.Shared keeps more connections than Config.MaxConns (%d) allows", c.MaxConns)
 	}
@@ -388,6 +421,7 @@ func (c *Config) validate() error {
 func (c *Config) withDefaults() *Config {
 	d := c.copy()
 	d.MaxPools = orDefault(d.MaxPools, DefaultMaxPools)
+	d.MaxShare = orDefault(d.MaxShare, DefaultMaxShare)
 	d.IdleTimeout = orDefault(d.IdleTimeout, DefaultIdleTimeout)
 	d.OpenTimeout = orDefault(d.OpenTimeout, DefaultOpenTimeout)
 	d.OpenRetry = orDefault(d.OpenRetry, DefaultOpenRetry)
@@ -434,7 +468,7 @@ func copyPoolConfig(c *pgxpool.Config) *pgxpool.Config {
 }
 
 func (c *Config) binderOptions() binderOptions {
-	return binderOptions{setting: c.Setting, sharedSchemas: c.SharedSchemas, strict: c.Strict, seal: c.Seal}
+	return binderOptions{setting: c.Setting, sharedSchemas: c.SharedSchemas, strict: c.Strict, seal: c.Seal, limits: c.Limits}
 }
 
 // poolProblems returns what would make pgxpool panic, at once or in the background, or refuse config.

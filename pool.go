@@ -26,7 +26,8 @@ type isolatedPool struct {
 	ready  chan struct{}
 	err    error
 	pool   *pgxpool.Pool
-	traced bool // it has an AcquireTracer
+	gate   *turnstile // before the pool; nil with Config.ArrivalOrder
+	traced bool       // it has an AcquireTracer
 
 	// first is the room under Config.MaxConns that the opening has waited for, and is now the first caller's.
 	first atomic.Pointer[admission]
@@ -356,7 +357,7 @@ func (s *isolatedPools) closeUnusedLocked(p *isolatedPool) {
 func (p *isolatedPool) end() {
 	p.pool.Close()
 	p.set.db.budget.remove(p.pool)
-	last := countersOf(p.pool.Stat())
+	last := countersOf(p.pool.Stat(), p.gate)
 	last.maxConns = 0 // of the sums only those over time go on counting
 	p.set.mu.Lock()
 	delete(p.set.others, p)
@@ -469,7 +470,8 @@ func (p *isolatedPool) open(ctx context.Context) (pool *pgxpool.Pool, err error)
 		return nil, err
 	}
 	var share *share
-	if pool, share, err = db.budget.open(ctx, config); err != nil {
+	weight := db.binder.limitsOf(p.tenant).Weight
+	if pool, share, err = db.budget.open(ctx, config, func() float64 { return weight }); err != nil {
 		return nil, err
 	}
 	if ctx, err = p.waitForRoom(ctx, share); err != nil {
@@ -562,6 +564,8 @@ func (p *isolatedPool) configure() (*pgxpool.Config, error) {
 		return then(ctx, conn)
 	}
 	db.binder.install(c, p.resolve)
+	p.gate = newTurnstile(db.config, c.MaxConns, db.closing, p.resolve)
+	p.gate.hook(c)
 	return c, nil
 }
 

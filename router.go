@@ -27,6 +27,7 @@ type TenantDB struct {
 	checkouts checkouts
 
 	shared   *pgxpool.Pool
+	gate     *turnstile    // before the shared pool; nil with Config.ArrivalOrder
 	traced   bool          // the shared pool has an AcquireTracer
 	admin    *pgxpool.Pool // may be nil
 	servers  servers
@@ -74,7 +75,7 @@ func NewWithConfig(ctx context.Context, config *Config) (*TenantDB, error) {
 		done:    make(chan struct{}),
 	}
 	if c.MaxConns > 0 {
-		db.budget = newBudget(int(c.MaxConns))
+		db.budget = newBudget(int(c.MaxConns), c.ArrivalOrder)
 	}
 	db.traced = acquireTraced(c.Shared)
 	//lint:ignore SA1019 pgxpool still calls it
@@ -84,7 +85,9 @@ func NewWithConfig(ctx context.Context, config *Config) (*TenantDB, error) {
 
 	shared := c.Shared.Copy()
 	b.install(shared, db.resolveShared)
-	if db.shared, _, err = db.budget.open(ctx, shared); err != nil {
+	db.gate = newTurnstile(c, shared.MaxConns, db.closing, db.resolveShared)
+	db.gate.hook(shared)
+	if db.shared, _, err = db.budget.open(ctx, shared, db.gate.weight); err != nil {
 		return nil, fmt.Errorf("pgxtenant: shared pool: %w", err)
 	}
 	if c.Admin != nil {
@@ -115,7 +118,7 @@ func acquireTraced(config *pgxpool.Config) bool {
 // Shared returns the pool of all row- and schema-isolated tenants, to hand to libraries that want a
 // *pgxpool.Pool. It is bound like the TenantDB itself: each checkout runs as its context's tenant. The
 // context of a database tenant is refused with ErrInvalidTenant, since the tenant's data are not
-// there. It must not be closed, and Close wakes nobody who waits in its Acquire.
+// there. It must not be closed. Close wakes who waits for a turn in its Acquire, but with Config.ArrivalOrder nobody.
 func (db *TenantDB) Shared() *pgxpool.Pool { return db.shared }
 
 // Admin returns the pool made from Config.Admin, which no tenant is bound on and Config.MaxConns does
@@ -204,16 +207,17 @@ func (db *TenantDB) AcquireAllIdle(ctx context.Context) []*pgxpool.Conn {
 	if err != nil {
 		return nil
 	}
-	pool := db.shared
+	pool, gate := db.shared, db.gate
 	if t != nil && t.Isolation == IsolationDatabase {
 		p := db.isolated.peek(t)
 		if p == nil {
 			return nil
 		}
 		defer p.unref()
-		pool = p.pool
+		pool, gate = p.pool, p.gate
 	}
 	conns := pool.AcquireAllIdle(ctx)
+	gate.borrowed(conns)
 	db.budget.borrowed(conns)
 	return conns
 }

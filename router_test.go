@@ -338,6 +338,18 @@ type panicScanner struct{}
 
 func (panicScanner) Scan(any) error { panic("x") }
 
+// waitingIn is how many checkouts wait for a connection, wherever they do.
+func waitingIn(db *TenantDB) int {
+	db.checkouts.mu.Lock()
+	inPool := len(db.checkouts.waiting)
+	db.checkouts.mu.Unlock()
+	before := int(db.Stat().WaitingAcquires())
+	if db.budget != nil {
+		before += db.budget.waiters()
+	}
+	return max(inPool, before)
+}
+
 func TestCloseWakesWhoWaits(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)
@@ -365,14 +377,7 @@ func TestCloseWakesWhoWaits(t *testing.T) {
 					}()
 				}
 				eventually(t, "all wait", func() bool {
-					if db.budget != nil {
-						db.budget.mu.Lock()
-						defer db.budget.mu.Unlock()
-						return db.budget.waiting == waiters
-					}
-					db.checkouts.mu.Lock()
-					defer db.checkouts.mu.Unlock()
-					return len(db.checkouts.waiting) == waiters
+					return waiters == waitingIn(db)
 				})
 				closed := make(chan struct{})
 				go func() { db.Close(); close(closed) }()
@@ -489,11 +494,7 @@ func TestACancelledContext(t *testing.T) {
 		during, cancel := context.WithCancel(context.Background())
 		result := make(chan error)
 		go func() { result <- db.Ping(tenant(during)) }()
-		eventually(t, "it waits", func() bool {
-			db.checkouts.mu.Lock()
-			defer db.checkouts.mu.Unlock()
-			return len(db.checkouts.waiting) == 1
-		})
+		eventually(t, "it waits", func() bool { return waitingIn(db) == 1 })
 		cancel()
 		err = <-result
 		require.ErrorIs(t, err, context.Canceled)

@@ -23,6 +23,8 @@ type counters struct {
 	maxIdleDestroyCount                                   int64
 	acquireDuration, emptyAcquireWaitTime                 time.Duration
 	acquired, constructing, idle, maxConns, total         int32
+	waiting                                               int32
+	refused                                               int64
 }
 
 // AcquireCount returns the cumulative count of successful acquires.
@@ -63,8 +65,15 @@ func (s *Stat) MaxLifetimeDestroyCount() int64 { return s.sum.maxLifetimeDestroy
 // NewConnsCount returns the cumulative count of connections opened.
 func (s *Stat) NewConnsCount() int64 { return s.sum.newConnsCount }
 
+// RefusedAcquireCount returns the cumulative count of acquires that were refused with ErrTenantOverloaded.
+func (s *Stat) RefusedAcquireCount() int64 { return s.sum.refused }
+
 // TotalConns returns the number of connections: idle, in use and being made.
 func (s *Stat) TotalConns() int32 { return s.sum.total }
+
+// WaitingAcquires returns the number of acquires that wait for their tenant's turn. It is 0 with
+// Config.ArrivalOrder.
+func (s *Stat) WaitingAcquires() int32 { return s.sum.waiting }
 
 // Pools returns a row for each isolated pool, those being opened and those that drain included, in the
 // order of tenant IDs. A tenant may have an open pool and several that drain.
@@ -90,9 +99,9 @@ type PoolStat struct {
 	LastUsed time.Time // last checkout, or last seen in use; zero while opening
 	Leases   int       // from TenantDB.Lease, not yet released
 
-	MaxConns, TotalConns, IdleConns, AcquiredConns, ConstructingConns int32
+	MaxConns, TotalConns, IdleConns, AcquiredConns, ConstructingConns, WaitingAcquires int32
 
-	AcquireCount, NewConnsCount, EmptyAcquireCount, CanceledAcquireCount int64
+	AcquireCount, NewConnsCount, EmptyAcquireCount, CanceledAcquireCount, RefusedAcquireCount int64
 
 	AcquireDuration, EmptyAcquireWaitTime time.Duration
 }
@@ -100,7 +109,7 @@ type PoolStat struct {
 // Stat returns a snapshot of the statistics of all pools but Admin's.
 func (db *TenantDB) Stat() *Stat {
 	stat := db.isolated.stat()
-	stat.sum.add(countersOf(db.shared.Stat()))
+	stat.sum.add(countersOf(db.shared.Stat(), db.gate))
 	if limit := db.config.MaxConns; limit > 0 {
 		stat.sum.maxConns = min(stat.sum.maxConns, limit)
 	}
@@ -133,19 +142,21 @@ func (s *isolatedPools) stat() *Stat {
 func (s *Stat) addPool(p *isolatedPool, state PoolState) {
 	row := PoolStat{TenantID: p.tenant.ID, State: state, Leases: int(p.leases.Load())}
 	if state != PoolOpening { // before that p.pool belongs to the goroutine that opens it
-		c := countersOf(p.pool.Stat())
+		c := countersOf(p.pool.Stat(), p.gate)
 		s.sum.add(c)
 		row.LastUsed = p.set.epoch.Add(time.Duration(p.lastUsed.Load()))
 		row.MaxConns, row.TotalConns, row.IdleConns = c.maxConns, c.total, c.idle
-		row.AcquiredConns, row.ConstructingConns = c.acquired, c.constructing
+		row.AcquiredConns, row.ConstructingConns, row.WaitingAcquires = c.acquired, c.constructing, c.waiting
 		row.AcquireCount, row.NewConnsCount = c.acquireCount, c.newConnsCount
 		row.EmptyAcquireCount, row.CanceledAcquireCount = c.emptyAcquireCount, c.canceledAcquireCount
+		row.RefusedAcquireCount = c.refused
 		row.AcquireDuration, row.EmptyAcquireWaitTime = c.acquireDuration, c.emptyAcquireWaitTime
 	}
 	s.pools = append(s.pools, row)
 }
 
-func countersOf(s *pgxpool.Stat) counters {
+func countersOf(s *pgxpool.Stat, g *turnstile) counters {
+	waiting, refused := g.stat()
 	return counters{
 		acquireCount: s.AcquireCount(), canceledAcquireCount: s.CanceledAcquireCount(),
 		emptyAcquireCount: s.EmptyAcquireCount(), newConnsCount: s.NewConnsCount(),
@@ -153,6 +164,7 @@ func countersOf(s *pgxpool.Stat) counters {
 		acquireDuration: s.AcquireDuration(), emptyAcquireWaitTime: s.EmptyAcquireWaitTime(),
 		acquired: s.AcquiredConns(), constructing: s.ConstructingConns(), idle: s.IdleConns(),
 		maxConns: s.MaxConns(), total: s.TotalConns(),
+		waiting: waiting, refused: refused,
 	}
 }
 
@@ -170,4 +182,6 @@ func (c *counters) add(o counters) {
 	c.idle += o.idle
 	c.maxConns += o.maxConns
 	c.total += o.total
+	c.waiting += o.waiting
+	c.refused += o.refused
 }

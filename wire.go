@@ -29,6 +29,8 @@ type wireConn struct {
 	keepsPrepared bool // false behind a pooler that may switch servers between transactions
 	strict        bool // clean at every change of tenant, whatever was seen
 
+	permit permit // of the gate before the pool
+
 	writer wireWriter // of the one writing
 	rmu    sync.Mutex // held while reading
 	reader wireReader
@@ -161,7 +163,14 @@ func (w *wireConn) Close() error {
 	w.mu.Lock()
 	w.closed = true
 	w.settled.Broadcast()
+	gate := w.permit.gate
 	w.mu.Unlock()
+	if gate != nil {
+		gate.gone(&w.permit)
+		if watch := w.permit.watch.Load(); watch != nil {
+			watch.end()
+		}
+	}
 	return err
 }
 

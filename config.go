@@ -142,9 +142,12 @@ type Config struct {
 	// negative value, and one above 1.
 	MaxShare float64
 
-	// ArrivalOrder serves checkouts in the order in which they come, as pgxpool does, and not the tenants in
-	// turn. MaxShare and those fields of Limits that are not bound with the tenant have no effect then.
-	ArrivalOrder bool
+	// FairSharing has tenants take turns while there are not enough connections for all, by connection time and
+	// by Limits.Weight, where pgxpool serves checkouts in the order in which they come. It costs a checkout some
+	// 40 ns while nobody waits. docs/fairness.md tells how it works and what it costs under load.
+	//
+	// Without it MaxShare, and those fields of Limits that are not bound with the tenant, have no effect.
+	FairSharing bool
 
 	// AdjustPool, if not nil, may change the configuration of a database tenant's pool before it is
 	// opened, by Plan for instance. It gets a config of its own, made from the tenant's ConnString:
@@ -219,7 +222,7 @@ const paramPrefix = "tenant_"
 //   - tenant_idle_timeout: duration string (default 10 minutes; negative: never)
 //   - tenant_max_conns: integer 0 or greater (default 0, meaning no limit)
 //   - tenant_max_share: number above 0, and 1 at most (default 0.75)
-//   - tenant_arrival_order: true or false (default false)
+//   - tenant_fair_sharing: true or false (default false)
 //   - tenant_open_timeout: duration string (default 15 seconds)
 //   - tenant_open_retry: duration string (default 1 second; negative: at once)
 //   - tenant_require_identity: true or false (default false)
@@ -282,8 +285,8 @@ func (c *Config) setParam(name, value string) (err error) {
 		if err == nil && c.MaxShare == 0 {
 			err = errors.New("want more than 0")
 		}
-	case "arrival_order":
-		c.ArrivalOrder, err = strconv.ParseBool(value)
+	case "fair_sharing":
+		c.FairSharing, err = strconv.ParseBool(value)
 	case "open_timeout":
 		c.OpenTimeout, err = time.ParseDuration(value)
 	case "open_retry":

@@ -58,6 +58,8 @@ var knownProblems = []struct {
 		Detail: "This tenant is suspended."}},
 	{ErrTenantUnavailable, Problem{Type: problemTypes + "unavailable", Status: http.StatusServiceUnavailable, Title: "Tenant unavailable",
 		Detail: "This tenant is being set up or removed.", RetryAfter: DefaultRetryAfter}},
+	{ErrTenantOverloaded, Problem{Type: problemTypes + "overloaded", Status: http.StatusServiceUnavailable, Title: "Tenant overloaded",
+		Detail: "Too many requests of this tenant wait already.", RetryAfter: DefaultRetryAfter}},
 	{ErrPoolsBusy, unreachableProblem},
 	{ErrClosed, unreachableProblem},
 	{ErrUnreachable, unreachableProblem},
@@ -85,6 +87,9 @@ func ProblemFor(err error) *Problem {
 			p = knownProblems[i].problem
 			break
 		}
+	}
+	if o := (*OverloadError)(nil); errors.As(err, &o) {
+		p.RetryAfter = o.RetryAfter
 	}
 	p.Err = err
 	return &p

@@ -192,3 +192,13 @@ func TestAClientThatWentAwayIsNoOutage(t *testing.T) {
 	h.ServeHTTP(w, request(withHeader("X-Tenant-ID", "acme")).WithContext(slow))
 	require.Equal(t, http.StatusServiceUnavailable, w.Code)
 }
+
+// A tenant that is overloaded is told when to come back.
+func TestOverloadTellsWhenToComeBack(t *testing.T) {
+	t.Parallel()
+	w := httptest.NewRecorder()
+	ProblemFor(&TenantError{"acme", "acquire", &OverloadError{Waiting: 3, RetryAfter: 1500 * time.Millisecond}}).ServeHTTP(w, nil)
+	require.Equal(t, http.StatusServiceUnavailable, w.Code)
+	require.Equal(t, "2", w.Header().Get("Retry-After"))
+	require.Contains(t, w.Body.String(), "overloaded")
+}

@@ -82,7 +82,7 @@ type Config struct {
 	// Empty means DefaultSetting ("app.current_tenant_id").
 	Setting string
 
-	// Seal signs tenants, for policies that injected SQL cannot deceive. It costs a statement some 20 %.
+	// Seal signs tenants, for policies that injected SQL cannot deceive. It costs the server some 25 µs a statement.
 	//
 	// Nil means tenants are not signed, and policies of sealed tenants let nothing through.
 	Seal *SealConfig

@@ -87,11 +87,16 @@
 // the connection is closed; a connection that was left clean pays nothing. What a function of your own
 // leaves out of sight is removed if Config.Strict is set, at every change of tenant.
 //
+// # Sharing
+//
+// While there are not enough connections for all, pgxpool serves who came first. With Config.FairSharing tenants
+// take turns, by connection time; Config.Limits gives their weights and bounds, by plan for instance.
+//
 // # Errors
 //
 // A failure to find, admit or connect a tenant is a [*TenantError], which tells the tenant and the step. Ask
 // errors.Is for its cause: [ErrTenantNotFound], [ErrTenantSuspended], [ErrTenantUnavailable], [ErrInvalidTenantID],
-// [ErrInvalidTenant], [ErrWrongTenant], [ErrPoolsBusy]. [ErrNoTenant] and [ErrClosed] come without one.
+// [ErrInvalidTenant], [ErrWrongTenant], [ErrPoolsBusy], [ErrTenantOverloaded]. [ErrNoTenant] and [ErrClosed] come without one.
 // After any of these the statement has not been sent. What the server refuses is a *pgconn.PgError as
 // ever: 42501 for a row that a policy does not let in; and if the binding itself was refused, the message
 // begins with "pgxtenant: binding tenant". No error repeats a password.

@@ -189,7 +189,8 @@ func (db *TenantDB) deprovision(ctx context.Context, id string, d deprovisioning
 	if err := db.removeData(ctx, &record, d); err != nil {
 		return err
 	}
-	err = db.registry.Delete(ctx, id)
+	// The server may run it after this process has died and another has made the tenant anew.
+	err = db.registry.remove(ctx, id, &record.Generation)
 	if errors.Is(err, ErrTenantNotFound) {
 		return nil // another process did the same, and was first
 	}

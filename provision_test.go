@@ -218,6 +218,24 @@ func TestProvisioningSurvivesDeathAtAnyStep(t *testing.T) {
 	}
 }
 
+// The last message of a process that died may be answered late: it does not remove a tenant made since.
+func TestALateRemovalLeavesTheNextOfTheName(t *testing.T) {
+	t.Parallel()
+	p := newProvisioner(t)
+	ctx := context.Background()
+	db := p.open(nil)
+	r := db.Registry()
+	require.NoError(t, r.Install(ctx))
+	require.NoError(t, db.Provision(ctx, Tenant{ID: "a"}))
+	old, err := r.Get(ctx, "a")
+	require.NoError(t, err)
+	require.NoError(t, db.Deprovision(ctx, "a"))
+	require.NoError(t, db.Provision(ctx, Tenant{ID: "a"}))
+	require.ErrorIs(t, r.remove(ctx, "a", &old.Generation), ErrTenantNotFound)
+	_, err = r.Get(ctx, "a")
+	require.NoError(t, err)
+}
+
 // Retiring is no less resumable, and what was retired comes back with its rows, under whatever name it had.
 func TestRetiringSurvivesDeathAtAnyStep(t *testing.T) {
 	t.Parallel()

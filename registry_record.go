@@ -167,7 +167,12 @@ func (r *Registry) Delete(ctx context.Context, id string) error {
 	if err := ValidateID(id); err != nil {
 		return &TenantError{clip(id), "delete", err}
 	}
-	tag, err := r.write.Exec(ctx, "delete from pgxtenant.tenant where id = $1", id)
+	return r.remove(ctx, id, nil)
+}
+
+// remove is Delete of the tenant of one generation, or of whichever there is.
+func (r *Registry) remove(ctx context.Context, id string, generation *int64) error {
+	tag, err := r.write.Exec(ctx, "delete from pgxtenant.tenant where id = $1 and ($2::bigint is null or generation = $2)", id, generation)
 	if err == nil && tag.RowsAffected() == 0 {
 		err = ErrTenantNotFound
 	}

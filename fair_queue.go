@@ -148,8 +148,8 @@ func (q *fairQueue) next(now time.Duration) (t *ticket, again time.Duration) {
 		q.unlink(t)
 		f.held++
 		f.granted = now
-		if f.due != 0 { // a timer is late, and that shall not add up
-			f.granted, f.due = max(f.due, now-spreadMost), 0
+		if f.due != 0 { // a timer is late, and that shall not add up; or this grant did not have to wait for it
+			f.granted, f.due = min(max(f.due, now-spreadMost), now), 0
 		}
 		q.virtual = max(q.virtual, f.tag)
 		t.estimate = q.estimate(f)

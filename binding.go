@@ -207,10 +207,8 @@ func (b *binder) encode(t Tenant, limits Limits) *binding {
 	bd := &binding{tenant: t, limits: limits, bound: t, binder: b}
 	bd.bound.Settings = limits.addTo(t.Settings)
 	bd.shape = b.shape(t.Isolation == IsolationSchema, b.settings(&bd.bound))
-	seal := ""
-	if b.sealer != nil {
-		seal, bd.renew = b.sealer.seal(t.ID)
-	}
+	var seal string
+	seal, bd.renew = b.sealer.seal(t.ID)
 	bd.exec = appendExecute(nil, bd.shape.name, b.params(&bd.bound, seal)...)
 	return bd
 }
@@ -218,10 +216,7 @@ func (b *binder) encode(t Tenant, limits Limits) *binding {
 // bindTx binds a row tenant to a transaction on a connection that nothing binds.
 func (b *binder) bindTx(ctx context.Context, tx pgx.Tx, tenantID string) error {
 	t := Tenant{ID: tenantID}
-	seal := ""
-	if b.sealer != nil {
-		seal, _ = b.sealer.seal(tenantID)
-	}
+	seal, _ := b.sealer.seal(tenantID)
 	var args []any
 	for _, p := range b.params(&t, seal) {
 		args = append(args, p)

@@ -470,6 +470,14 @@ func copyPoolConfig(c *pgxpool.Config) *pgxpool.Config {
 	return c.Copy()
 }
 
+func cloneKeys(keys [][]byte) [][]byte {
+	cloned := make([][]byte, len(keys))
+	for i, k := range keys {
+		cloned[i] = slices.Clone(k)
+	}
+	return cloned
+}
+
 func (c *Config) binderOptions() binderOptions {
 	return binderOptions{setting: c.Setting, sharedSchemas: c.SharedSchemas, strict: c.Strict, seal: c.Seal, limits: c.Limits}
 }

@@ -393,11 +393,7 @@ func (c *RegistryConfig) copy() *RegistryConfig {
 	if c.ListenConn != nil {
 		d.ListenConn = c.ListenConn.Copy()
 	}
-	d.Key = slices.Clone(c.Key)
-	d.OldKeys = make([][]byte, len(c.OldKeys))
-	for i, k := range c.OldKeys {
-		d.OldKeys[i] = slices.Clone(k)
-	}
+	d.Key, d.OldKeys = slices.Clone(c.Key), cloneKeys(c.OldKeys)
 	return &d
 }
 

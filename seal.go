@@ -169,11 +169,7 @@ func (c *SealConfig) copy() *SealConfig {
 		return nil
 	}
 	d := *c
-	d.Key = slices.Clone(c.Key)
-	d.OldKeys = make([][]byte, len(c.OldKeys))
-	for i, k := range c.OldKeys {
-		d.OldKeys[i] = slices.Clone(k)
-	}
+	d.Key, d.OldKeys = slices.Clone(c.Key), cloneKeys(c.OldKeys)
 	return &d
 }
 
@@ -219,9 +215,10 @@ func newSealer(c *SealConfig, setting string) *sealer {
 	return &sealer{newSealKey(c.Key), strings.ToLower(setting), orDefault(c.TTL, DefaultSealTTL)}
 }
 
-// seal signs a tenant's ID, and tells when to sign it anew. The empty ID, of no tenant, needs no signature.
+// seal signs a tenant's ID, and tells when to sign it anew. The empty ID, of no tenant, needs no signature, and a nil
+// sealer makes none.
 func (s *sealer) seal(id string) (seal string, renew time.Time) {
-	if id == "" {
+	if s == nil || id == "" {
 		return "", time.Time{}
 	}
 	now := time.Now()

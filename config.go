@@ -118,8 +118,8 @@ type Config struct {
 	// MaxConns is the most server connections that the shared pool and all isolated pools may hold
 	// together, those under construction, hijacked ones and those of draining pools included; the
 	// Admin pool is not. At the limit an idle connection is given up for a new one, that of the least
-	// recently used pool first. If none is idle the checkout waits, as long as its context allows, in
-	// order of arrival, except that a pool with its fair share takes no connection from another
+	// recently used pool first. If none is idle the checkout waits, as long as its context allows, for
+	// its pool's turn, except that a pool with its fair share takes no connection from another
 	// that has callers waiting. The limit costs one allocation per checkout.
 	//
 	// Zero means no limit beyond each pool's own. NewWithConfig rejects a negative value.
@@ -142,12 +142,13 @@ type Config struct {
 	// negative value, and one above 1.
 	MaxShare float64
 
-	// FairSharing has tenants take turns while there are not enough connections for all, by connection time and
-	// by Limits.Weight, where pgxpool serves checkouts in the order in which they come. It costs a checkout some
-	// 40 ns while nobody waits. docs/fairness.md tells how it works and what it costs under load.
+	// ArrivalOrder serves checkouts in the order in which they come, as pgxpool does, so that one tenant's flood
+	// makes all others wait behind it. MaxShare, and those fields of Limits that are not bound with the
+	// tenant, have no effect then. It saves a checkout some 30 ns.
 	//
-	// Without it MaxShare, and those fields of Limits that are not bound with the tenant, have no effect.
-	FairSharing bool
+	// By default tenants take turns while there are not enough connections for all, by connection time and by
+	// Limits.Weight. docs/fairness.md tells how, and what it costs under load.
+	ArrivalOrder bool
 
 	// AdjustPool, if not nil, may change the configuration of a database tenant's pool before it is
 	// opened, by Plan for instance. It gets a config of its own, made from the tenant's ConnString:
@@ -222,7 +223,7 @@ const paramPrefix = "tenant_"
 //   - tenant_idle_timeout: duration string (default 10 minutes; negative: never)
 //   - tenant_max_conns: integer 0 or greater (default 0, meaning no limit)
 //   - tenant_max_share: number above 0, and 1 at most (default 0.75)
-//   - tenant_fair_sharing: true or false (default false)
+//   - tenant_arrival_order: true or false (default false)
 //   - tenant_open_timeout: duration string (default 15 seconds)
 //   - tenant_open_retry: duration string (default 1 second; negative: at once)
 //   - tenant_require_identity: true or false (default false)
@@ -285,8 +286,8 @@ func (c *Config) setParam(name, value string) (err error) {
 		if err == nil && c.MaxShare == 0 {
 			err = errors.New("want more than 0")
 		}
-	case "fair_sharing":
-		c.FairSharing, err = strconv.ParseBool(value)
+	case "arrival_order":
+		c.ArrivalOrder, err = strconv.ParseBool(value)
 	case "open_timeout":
 		c.OpenTimeout, err = time.ParseDuration(value)
 	case "open_retry":

@@ -89,8 +89,8 @@
 //
 // # Sharing
 //
-// While there are not enough connections for all, pgxpool serves who came first. With Config.FairSharing tenants
-// take turns, by connection time; Config.Limits gives their weights and bounds, by plan for instance.
+// While there are not enough connections for all, tenants take turns, by connection time, where pgxpool serves
+// who came first. Config.Limits gives their weights and bounds, by plan for instance; Config.ArrivalOrder turns it off.
 //
 // # Errors
 //

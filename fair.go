@@ -23,7 +23,7 @@ const (
 )
 
 // Limits are what one tenant may use of the connections that it shares with others. The zero Limits are
-// those of every tenant if Config.Limits is nil. All but the timeouts need Config.FairSharing.
+// those of every tenant if Config.Limits is nil. With Config.ArrivalOrder only the timeouts hold.
 type Limits struct {
 	// Weight is the tenant's part of the connection time while there is not enough for all who wait: one
 	// of weight 2 gets twice that of one of weight 1. Beyond MinWeight (0.001) and MaxWeight (1000) it

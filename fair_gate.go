@@ -98,7 +98,7 @@ const gateTick = 100 * time.Millisecond
 // newTurnstile returns the turnstile for a pool of max connections, or nil, which is none, if c does not want it.
 // Who waits is woken when closing is closed.
 func newTurnstile(c *Config, max int32, closing <-chan struct{}, resolve func(context.Context) (*binding, error)) *turnstile {
-	if !c.FairSharing {
+	if c.ArrivalOrder {
 		return nil
 	}
 	if c.MaxConns > 0 {

@@ -53,7 +53,7 @@ type gateModel struct {
 }
 
 func newGateModel(t testing.TB, max int32, share float64) *gateModel {
-	m := &gateModel{t: t, g: newTurnstile(&Config{FairSharing: true, MaxShare: share}, max, nil, nil)}
+	m := &gateModel{t: t, g: newTurnstile(&Config{MaxShare: share}, max, nil, nil)}
 	m.g.acquired = func() int { return len(m.inUse) }
 	m.g.timerAt = 1 // no timer but that of the steps
 	for i := range 5 {
@@ -257,7 +257,7 @@ func TestGateUnderManyGoroutines(t *testing.T) {
 
 func gateCheckouts(t *testing.T, checkouts int) {
 	const max, workers = 4, 32
-	g := newTurnstile(&Config{FairSharing: true, MaxShare: DefaultMaxShare}, max, nil, func(ctx context.Context) (*binding, error) {
+	g := newTurnstile(&Config{MaxShare: DefaultMaxShare}, max, nil, func(ctx context.Context) (*binding, error) {
 		return ctx.(*modelContext).bd, nil
 	})
 	// What the pool would do: there are so many connections, and never more are asked for.
@@ -317,7 +317,7 @@ func gateCheckouts(t *testing.T, checkouts int) {
 // One tenant with a hundred thousand checkouts leaves the way free for a thousand with one each.
 func TestGateWithAFlood(t *testing.T) {
 	t.Parallel()
-	g := newTurnstile(&Config{FairSharing: true, MaxShare: DefaultMaxShare}, 8, nil, nil)
+	g := newTurnstile(&Config{MaxShare: DefaultMaxShare}, 8, nil, nil)
 	g.acquired = func() int { return 8 }
 	flood := testBinding("flood", Limits{MaxWaiting: -1})
 	var inside []*ticket
@@ -353,7 +353,7 @@ func TestGateClose(t *testing.T) {
 	t.Parallel()
 	bd := testBinding("a", Limits{})
 	closing := make(chan struct{})
-	g := newTurnstile(&Config{FairSharing: true, MaxShare: 1}, 1, closing, func(context.Context) (*binding, error) { return bd, nil })
+	g := newTurnstile(&Config{MaxShare: 1}, 1, closing, func(context.Context) (*binding, error) { return bd, nil })
 	g.acquired = func() int { return 1 }
 	require.True(t, g.tryEnter())
 	results := make(chan context.Context)
@@ -378,7 +378,7 @@ func TestGateClose(t *testing.T) {
 func TestGateRefusesWhatTakesTooLong(t *testing.T) {
 	t.Parallel()
 	bd := testBinding("a", Limits{MaxWait: 20 * time.Millisecond})
-	g := newTurnstile(&Config{FairSharing: true, MaxShare: 1}, 1, nil, func(context.Context) (*binding, error) { return bd, nil })
+	g := newTurnstile(&Config{MaxShare: 1}, 1, nil, func(context.Context) (*binding, error) { return bd, nil })
 	g.acquired = func() int { return 1 }
 	require.True(t, g.tryEnter())
 	refused := func(ctx context.Context) *OverloadError {

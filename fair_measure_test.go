@@ -20,7 +20,7 @@ func TestAMillionCheckouts(t *testing.T) { gateCheckouts(t, 1_000_000) }
 // A tenant that waits takes little memory.
 func TestTenThousandTenantsWaiting(t *testing.T) { // not beside others, whose memory would count
 	const tenants = 10_000
-	g := newTurnstile(&Config{FairSharing: true, MaxShare: 1}, 1, nil, nil)
+	g := newTurnstile(&Config{MaxShare: 1}, 1, nil, nil)
 	g.acquired = func() int { return 1 }
 	require.True(t, g.tryEnter())
 	bindings := make([]*binding, tenants)

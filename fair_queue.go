@@ -65,7 +65,7 @@ const recent = time.Second
 // connections would come back at once as well, and whoever comes next could find the pool taken for
 // as long as one is held. Spread out, one comes back each part of that time.
 const (
-	spread     = 0.45                  // of an even spacing, to catch up with what varies
+	spread     = 0.85                  // of an even spacing: less is more bunched, more holds the tenant itself back
 	spreadMost = 10 * time.Millisecond // between two grants
 )
 

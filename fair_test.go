@@ -53,7 +53,7 @@ func acquiring(t *testing.T, db *TenantDB, ctx context.Context, n int) <-chan *p
 
 func TestWhoComesLaterIsServedBeforeAFlood(t *testing.T) {
 	t.Parallel()
-	db := openDB(t, pgtest.New(t).AppURL("tenant_fair_sharing=true", "pool_max_conns=4"))
+	db := openDB(t, pgtest.New(t).AppURL("pool_max_conns=4"))
 	var held []*pgxpool.Conn
 	for range 4 {
 		conn, err := db.Acquire(as("a"))
@@ -84,7 +84,7 @@ func TestWhoComesLaterIsServedBeforeAFlood(t *testing.T) {
 // alone it has all of it.
 func TestATenantsShareOfThePool(t *testing.T) {
 	t.Parallel()
-	db := openDB(t, pgtest.New(t).AppURL("tenant_fair_sharing=true", "pool_max_conns=4", "tenant_max_share=0.5"))
+	db := openDB(t, pgtest.New(t).AppURL("pool_max_conns=4", "tenant_max_share=0.5"))
 	var mine []*pgxpool.Conn
 	for range 4 {
 		conn, err := db.Acquire(as("a"))
@@ -115,7 +115,7 @@ func TestATenantsShareOfThePool(t *testing.T) {
 // No connection is idle while anyone waits: each that is returned is taken by the next, to the last.
 func TestNoConnectionIsIdleWhileAnyoneWaits(t *testing.T) {
 	t.Parallel()
-	db := openDB(t, pgtest.New(t).AppURL("tenant_fair_sharing=true", "pool_max_conns=2", "tenant_max_share=1"))
+	db := openDB(t, pgtest.New(t).AppURL("pool_max_conns=2", "tenant_max_share=1"))
 	var held []*pgxpool.Conn
 	for range 2 {
 		conn, err := db.Acquire(as("a"))
@@ -148,7 +148,7 @@ func TestNoConnectionIsIdleWhileAnyoneWaits(t *testing.T) {
 func TestATenantsQueueIsBounded(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)
-	db := openDB(t, d.AppURL("tenant_fair_sharing=true", "pool_max_conns=1"), func(c *Config) {
+	db := openDB(t, d.AppURL("pool_max_conns=1"), func(c *Config) {
 		c.Limits = func(tenant Tenant) Limits {
 			if tenant.Plan == "free" {
 				return Limits{MaxWaiting: 2, MaxWait: time.Hour}
@@ -207,7 +207,7 @@ func TestATenantsQueueIsBounded(t *testing.T) {
 // Waiters that give up are forgotten, and a context that has ended does not even wait.
 func TestWaitersThatGiveUpLeaveNoTrace(t *testing.T) {
 	t.Parallel()
-	db := openDB(t, pgtest.New(t).AppURL("tenant_fair_sharing=true", "pool_max_conns=1"))
+	db := openDB(t, pgtest.New(t).AppURL("pool_max_conns=1"))
 	held, err := db.Acquire(as("a"))
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -233,7 +233,7 @@ func TestWaitersThatGiveUpLeaveNoTrace(t *testing.T) {
 // Who waits in Acquire of the shared pool itself is woken by Close as well.
 func TestCloseWakesWhoWaitsInTheSharedPool(t *testing.T) {
 	t.Parallel()
-	db := openDB(t, pgtest.New(t).AppURL("tenant_fair_sharing=true", "pool_max_conns=1"))
+	db := openDB(t, pgtest.New(t).AppURL("pool_max_conns=1"))
 	held, err := db.Acquire(as("a"))
 	require.NoError(t, err)
 	result := make(chan error)
@@ -250,7 +250,7 @@ func TestCloseWakesWhoWaitsInTheSharedPool(t *testing.T) {
 // A hijacked connection is no longer the pool's: another is let in, at once or before long.
 func TestHijackedConnectionsLeaveTheirPlace(t *testing.T) {
 	t.Parallel()
-	db := openDB(t, pgtest.New(t).AppURL("tenant_fair_sharing=true", "pool_max_conns=2"))
+	db := openDB(t, pgtest.New(t).AppURL("pool_max_conns=2"))
 	hijack := func() *pgx.Conn {
 		conn, err := db.Acquire(as("a"))
 		require.NoError(t, err)
@@ -276,7 +276,7 @@ func TestHijackedConnectionsLeaveTheirPlace(t *testing.T) {
 
 func TestAcquireAllIdleTakesPlaces(t *testing.T) {
 	t.Parallel()
-	db := openDB(t, pgtest.New(t).AppURL("tenant_fair_sharing=true", "pool_max_conns=2"))
+	db := openDB(t, pgtest.New(t).AppURL("pool_max_conns=2"))
 	conn, err := db.Acquire(as("a"))
 	require.NoError(t, err)
 	require.NoError(t, db.Ping(as("a")))
@@ -299,7 +299,7 @@ func TestPlansTimeLimits(t *testing.T) {
 	super := d.Connect(d.SuperURL())
 	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
 		t.Run(mode.String(), func(t *testing.T) {
-			db := openDB(t, d.AppURL("tenant_fair_sharing=true"), func(c *Config) {
+			db := openDB(t, d.AppURL(), func(c *Config) {
 				c.Shared.ConnConfig.DefaultQueryExecMode = mode
 				c.Limits = func(tenant Tenant) Limits {
 					if tenant.Plan == "" {
@@ -356,7 +356,7 @@ func (l *lockedBuffer) String() string { l.mu.Lock(); defer l.mu.Unlock(); retur
 func TestAConnectionHeldTooLongIsReported(t *testing.T) {
 	t.Parallel()
 	var log lockedBuffer
-	db := openDB(t, pgtest.New(t).AppURL("tenant_fair_sharing=true"), func(c *Config) {
+	db := openDB(t, pgtest.New(t).AppURL(), func(c *Config) {
 		c.Logger = slog.New(slog.NewTextHandler(&log, nil))
 		c.Limits = func(tenant Tenant) Limits {
 			if tenant.ID == "a" {
@@ -394,14 +394,7 @@ func TestAConnectionHeldTooLongIsReported(t *testing.T) {
 func TestBudgetIsSharedFairly(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)
-	db := openDB(t, d.AppURL("tenant_fair_sharing=true", "tenant_max_conns=4", "pool_max_conns=8"), func(c *Config) {
-		c.Limits = func(t Tenant) Limits {
-			if t.ID == "heavy" {
-				return Limits{Weight: 3}
-			}
-			return Limits{}
-		}
-	})
+	db := openDB(t, d.AppURL("tenant_max_conns=4", "pool_max_conns=8"))
 	var held []*pgxpool.Conn
 	for range 4 {
 		conn, err := db.Acquire(isolated("flood", d.AppURL("pool_max_conns=8")))
@@ -440,13 +433,85 @@ func TestBudgetIsSharedFairly(t *testing.T) {
 	expectSettled(t, db)
 }
 
+// TestBudgetIsSharedByWeight has two pools that want more than there is, and gives back one connection
+// after the other.
+func TestBudgetIsSharedByWeight(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	db := openDB(t, d.AppURL("tenant_max_conns=6"), func(c *Config) {
+		c.Limits = func(t Tenant) Limits {
+			if t.ID == "heavy" {
+				return Limits{Weight: 2}
+			}
+			return Limits{}
+		}
+	})
+	type grant struct {
+		id   string
+		conn *pgxpool.Conn
+	}
+	const each = 8
+	grants := make(chan grant, 2*each)
+	want := func(id string) {
+		for range each {
+			go func() {
+				conn, err := db.Acquire(isolated(id, d.AppURL("pool_max_conns=8")))
+				if err != nil {
+					t.Error(err)
+				}
+				grants <- grant{id, conn}
+			}()
+		}
+	}
+	var light, heavy []grant
+	next := func() string {
+		g := <-grants
+		if g.id == "light" {
+			light = append(light, g)
+		} else {
+			heavy = append(heavy, g)
+		}
+		return g.id
+	}
+	giveBack := func(held *[]grant) string {
+		(*held)[0].conn.Release()
+		*held = (*held)[1:]
+		return next()
+	}
+	want("light")
+	for range 6 {
+		require.Equal(t, "light", next())
+	}
+	want("heavy")
+	eventually(t, "they wait", func() bool { return waitingIn(db) == each-6+1 }) // for heavy, who opens its pool
+	require.Equal(t, "heavy", giveBack(&light))
+	eventually(t, "all wait", func() bool { return waitingIn(db) == 2*each-6-1 })
+	for range 3 {
+		require.Equal(t, "heavy", giveBack(&light), "up to two thirds")
+	}
+	require.Equal(t, "light", giveBack(&light), "and no more")
+	require.Equal(t, "heavy", giveBack(&heavy), "and no less")
+
+	for left := 2*each - 12; left > 0; left-- {
+		if len(light) > 0 {
+			giveBack(&light)
+		} else {
+			giveBack(&heavy)
+		}
+	}
+	for _, g := range append(light, heavy...) {
+		g.conn.Release()
+	}
+	expectSettled(t, db)
+}
+
 // TestFairStress does everything at once on a small pool, with connections that break, and ends with every
 // place where it belongs. What it allows are the documented errors.
 func TestFairStress(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)
 	for _, params := range []string{"pool_max_conns=4", "tenant_max_conns=4"} {
-		db := openDB(t, d.AppURL("tenant_fair_sharing=true", params), func(c *Config) {
+		db := openDB(t, d.AppURL(params), func(c *Config) {
 			c.Limits = func(t Tenant) Limits {
 				return Limits{MaxWaiting: 6, Weight: float64(t.ID[0] - 'a'), HoldLimit: time.Minute}
 			}
@@ -528,18 +593,18 @@ func TestFairStress(t *testing.T) {
 func TestFairnessInTheConfig(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)
-	c, err := ParseConfig(d.AppURL("tenant_max_share=0.5", "tenant_fair_sharing=true"))
+	c, err := ParseConfig(d.AppURL("tenant_max_share=0.5", "tenant_arrival_order=true"))
 	require.NoError(t, err)
 	require.Equal(t, 0.5, c.MaxShare)
-	require.True(t, c.FairSharing)
+	require.True(t, c.ArrivalOrder)
 	for _, bad := range []string{"0", "-1", "1.01", "NaN"} {
-		c, err := ParseConfig(d.AppURL("tenant_fair_sharing=true", "tenant_max_share="+bad))
+		c, err := ParseConfig(d.AppURL("tenant_max_share=" + bad))
 		if err == nil {
 			_, err = NewWithConfig(t.Context(), c)
 		}
 		require.ErrorContains(t, err, "want", "share %s", bad)
 	}
-	db := openDB(t, d.AppURL(), func(c *Config) {
+	db := openDB(t, d.AppURL("tenant_arrival_order=true"), func(c *Config) {
 		c.Limits = func(Tenant) Limits { return Limits{MaxWaiting: 1, StatementTimeout: time.Second} }
 	})
 	require.Nil(t, db.gate)

@@ -26,7 +26,7 @@ type isolatedPool struct {
 	ready  chan struct{}
 	err    error
 	pool   *pgxpool.Pool
-	gate   *turnstile // before the pool; nil without Config.FairSharing
+	gate   *turnstile // before the pool; nil with Config.ArrivalOrder
 	traced bool       // it has an AcquireTracer
 
 	// first is the room under Config.MaxConns that the opening has waited for, and is now the first caller's.

@@ -27,7 +27,7 @@ type TenantDB struct {
 	checkouts checkouts
 
 	shared   *pgxpool.Pool
-	gate     *turnstile    // before the shared pool; nil without Config.FairSharing
+	gate     *turnstile    // before the shared pool; nil with Config.ArrivalOrder
 	traced   bool          // the shared pool has an AcquireTracer
 	admin    *pgxpool.Pool // may be nil
 	servers  servers
@@ -75,7 +75,7 @@ func NewWithConfig(ctx context.Context, config *Config) (*TenantDB, error) {
 		done:    make(chan struct{}),
 	}
 	if c.MaxConns > 0 {
-		db.budget = newBudget(int(c.MaxConns), !c.FairSharing)
+		db.budget = newBudget(int(c.MaxConns), c.ArrivalOrder)
 	}
 	db.traced = acquireTraced(c.Shared)
 	//lint:ignore SA1019 pgxpool still calls it
@@ -118,7 +118,7 @@ func acquireTraced(config *pgxpool.Config) bool {
 // Shared returns the pool of all row- and schema-isolated tenants, to hand to libraries that want a
 // *pgxpool.Pool. It is bound like the TenantDB itself: each checkout runs as its context's tenant. The
 // context of a database tenant is refused with ErrInvalidTenant, since the tenant's data are not
-// there. It must not be closed, and without Config.FairSharing Close wakes nobody who waits in its Acquire.
+// there. It must not be closed, and with Config.ArrivalOrder Close wakes nobody who waits in its Acquire.
 func (db *TenantDB) Shared() *pgxpool.Pool { return db.shared }
 
 // Admin returns the pool made from Config.Admin, which no tenant is bound on and Config.MaxConns does

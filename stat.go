@@ -71,8 +71,8 @@ func (s *Stat) RefusedAcquireCount() int64 { return s.sum.refused }
 // TotalConns returns the number of connections: idle, in use and being made.
 func (s *Stat) TotalConns() int32 { return s.sum.total }
 
-// WaitingAcquires returns the number of acquires that wait for their tenant's turn. It is 0 without
-// Config.FairSharing.
+// WaitingAcquires returns the number of acquires that wait for their tenant's turn. It is 0 with
+// Config.ArrivalOrder.
 func (s *Stat) WaitingAcquires() int32 { return s.sum.waiting }
 
 // Pools returns a row for each isolated pool, those being opened and those that drain included, in the

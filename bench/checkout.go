@@ -19,7 +19,7 @@ var Checkout = Job{
 		{What: "row tenant", Base: "pool", Way: "tenant", Limit: 1.5},
 		{What: "isolated tenant, 1 warm pool", Base: "pool", Way: "isolated1", Limit: 1.6},
 		{What: "isolated tenant, 128 warm pools in turn", Base: "pool", Way: "isolated128", Limit: 1.6},
-		{What: "row tenant, with Config.FairSharing", Base: "tenant", Way: "fair", Limit: 1.2},
+		{What: "row tenant, beside one with Config.ArrivalOrder", Base: "arrival", Way: "tenant", Limit: 1.2},
 		{What: "the same against 128 plain pools in turn", Base: "pool128", Way: "isolated128", Allocs: noLimit},
 		{What: "row tenant, by the bound *pgxpool.Pool", Base: "pool", Way: "shared", Allocs: noLimit},
 		{What: "row tenant, WithTenant anew each time", Base: "pool", Way: "fresh", Allocs: noLimit},
@@ -114,11 +114,11 @@ func openCheckout(ctx context.Context, l *Lab) (ways []Way, err error) {
 		return nil
 	})
 
-	fair, err := tenantDB(ctx, at.app, func(c *pgxtenant.Config) { c.FairSharing = true })
+	arrival, err := tenantDB(ctx, at.app, func(c *pgxtenant.Config) { c.ArrivalOrder = true })
 	if err != nil {
 		return ways, err
 	}
-	add("fair", fair.Close, checkout(fair, rows()))
+	add("arrival", arrival.Close, checkout(arrival, rows()))
 
 	own := func(i int) pgxtenant.Tenant {
 		// All in one database: only the strings differ.

@@ -53,7 +53,7 @@ func Floods(ctx context.Context, l *Lab, rounds int, d time.Duration) (plain, te
 		return
 	}
 	defer bare.Close()
-	db, err := tenantDB(ctx, l.near().app, func(c *pgxtenant.Config) { c.FairSharing = true })
+	db, err := tenantDB(ctx, l.near().app, nil)
 	if err != nil {
 		return
 	}
@@ -159,7 +159,6 @@ func Backlogs(ctx context.Context, l *Lab, d time.Duration, weights []float64, w
 	}
 	defer bare.Close()
 	db, err := tenantDB(ctx, l.near().app, func(c *pgxtenant.Config) {
-		c.FairSharing = true
 		c.Limits = func(t pgxtenant.Tenant) pgxtenant.Limits {
 			var i int
 			_, _ = fmt.Sscanf(t.ID, "t%d", &i)

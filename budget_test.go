@@ -121,12 +121,12 @@ func TestBudgetGivesUpTheLeastRecentlyUsedIdleConnection(t *testing.T) {
 	expectSettled(t, db)
 }
 
-// Callers wait in the order in which they came, whichever pool they want.
+// With Config.ArrivalOrder callers wait in the order in which they came, whichever pool they want.
 func TestBudgetWaitsInOrder(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)
 	super := d.Connect(d.SuperURL())
-	db := openDB(t, d.AppURL("tenant_max_conns=1"))
+	db := openDB(t, d.AppURL("tenant_max_conns=1", "tenant_arrival_order=true"))
 	most := sample(t, super, d.App)
 	first, err := db.Acquire(as("x"))
 	require.NoError(t, err)

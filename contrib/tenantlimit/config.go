@@ -32,7 +32,9 @@ type Config struct {
 	Plans map[string]Plan
 
 	// Redis keeps the counts, in a client for one server, a Cluster or a failover by Sentinel. It stays the caller's
-	// to close, after the Limiter. Calls are written to masters only.
+	// to close, after the Limiter. With ContextTimeoutEnabled among its options a call that comes alone is sent by
+	// the goroutine that makes it, which saves the time of two switches. Without, go-redis may wait past any
+	// deadline, so another goroutine does.
 	//
 	// Nil means that the counts are of this process only, and forgotten with it. The next four fields do not
 	// matter then.
@@ -41,8 +43,9 @@ type Config struct {
 	// OnLoss is what happens to calls while Redis cannot be asked. Zero means UseLocal.
 	OnLoss OnLoss
 
-	// Timeout is how long a call waits for Redis, whatever time-outs and retries the client has. Zero means
-	// DefaultTimeout (100 ms). A negative value is refused.
+	// Timeout is how long a call waits for Redis, whatever time-outs and retries the client has. A context that is
+	// cancelled meanwhile may be noticed only then; one with an earlier deadline ends at that. Zero means DefaultTimeout
+	// (100 ms). A negative value is refused.
 	Timeout time.Duration
 
 	// Retry is how long Redis is left alone after it has failed a few times running, before one call tries it

@@ -16,7 +16,7 @@
 //
 // # Exact
 //
-// A rate is a token bucket: it fills at Requests per Period up to Burst, and a call takes its cost out, or is refused
+// A rate is a token bucket. It fills at Requests per Period up to Burst, and a call takes its cost out, or is refused
 // and takes nothing. A concurrency is a number of slots, which a call gives back when it ends. One call is decided on
 // all its limits in one round trip, by one script and by Redis' own clock, so that any number of processes let
 // exactly as many calls pass as one would. Each tenant and each endpoint with a limit of its own has one short key per

@@ -106,10 +106,10 @@ func (l *leases) renew(ctx context.Context, now time.Time) {
 }
 
 // old returns the leases that are held since before a time, by their key.
-func (l *leases) old(before time.Time) map[string][]string {
+func (l *leases) old(before time.Time) map[string][]any {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	old := map[string][]string{}
+	old := map[string][]any{}
 	for key, ids := range l.held {
 		for id, since := range ids {
 			if since.Before(before) {
@@ -121,11 +121,11 @@ func (l *leases) old(before time.Time) map[string][]string {
 }
 
 // gone returns those of ids that are not held any more.
-func (l *leases) gone(key string, ids []string) (gone []string) {
+func (l *leases) gone(key string, ids []any) (gone []any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, id := range ids {
-		if _, ok := l.held[key][id]; !ok {
+		if _, ok := l.held[key][id.(string)]; !ok {
 			gone = append(gone, id)
 		}
 	}

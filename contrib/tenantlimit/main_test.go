@@ -58,7 +58,7 @@ func open(t testing.TB, c Config) *Limiter {
 // shared is open on the shared server, with more patience than a crowded machine needs.
 func shared(t testing.TB, c Config) *Limiter {
 	t.Helper()
-	c.Redis = server(t).Client(t, redis.Options{})
+	c.Redis = server(t).Client(t, redis.Options{ContextTimeoutEnabled: true})
 	c.Prefix = prefix(t)
 	c.Timeout = orDefault(c.Timeout, time.Minute)
 	return open(t, c)

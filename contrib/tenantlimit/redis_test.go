@@ -2,8 +2,11 @@ package tenantlimit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -146,8 +149,13 @@ func TestOneTenantsKeysAreInOneSlotOfACluster(t *testing.T) {
 // lossy is a Limiter on a server of its own, that the test may harm. Its client would wait for ever.
 func lossy(t *testing.T, c Config) (*Limiter, *redistest.Server) {
 	t.Helper()
+	return lossyWith(t, c, redis.Options{ReadTimeout: -1, WriteTimeout: -1, DialerRetries: 1})
+}
+
+func lossyWith(t *testing.T, c Config, o redis.Options) (*Limiter, *redistest.Server) {
+	t.Helper()
 	s := redistest.Start(t)
-	c.Redis = s.Client(t, redis.Options{ReadTimeout: -1, WriteTimeout: -1, DialerRetries: 1})
+	c.Redis = s.Client(t, o)
 	c.Retry = orDefault(c.Retry, 10*time.Millisecond)
 	return open(t, c), s
 }
@@ -218,38 +226,99 @@ func TestRedisKilledAndRestarted(t *testing.T) {
 
 func TestASilentRedisKeepsNobodyWaiting(t *testing.T) {
 	t.Parallel()
-	config := plan(rated(PerHour(1, 10)))
-	config.Retry = time.Hour
-	l, s := lossy(t, config)
-	pass(t, l, "acme", Call{})
-	s.Stop(t)
-	// The client has no time-outs: each call would wait to the end of the test.
-	require.Equal(t, 10, passes(t, l, "acme", Call{}, 20))
-	stats := l.Stats()
-	require.EqualValues(t, tripAfter, stats.RedisErrors, "then it is not asked any more")
-	require.EqualValues(t, 20, stats.Fallbacks)
-	require.True(t, stats.Lost)
-	s.Continue(t)
+	for name, options := range map[string]redis.Options{
+		"client without time-outs":      {ReadTimeout: -1, WriteTimeout: -1},
+		"client that looks at contexts": {ReadTimeout: time.Hour, ContextTimeoutEnabled: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			config := plan(rated(PerHour(1, 10)))
+			config.Retry = time.Hour
+			l, s := lossyWith(t, config, options)
+			pass(t, l, "acme", Call{})
+			s.Stop(t)
+			require.Equal(t, 10, passes(t, l, "acme", Call{}, 20))
+			stats := l.Stats()
+			require.EqualValues(t, tripAfter, stats.RedisErrors, "then it is not asked any more")
+			require.EqualValues(t, 20, stats.Fallbacks)
+			require.True(t, stats.Lost)
+			s.Continue(t)
+		})
+	}
 }
 
 func TestACallWaitsNoLongerThanItsContext(t *testing.T) {
 	t.Parallel()
 	config := plan(rated(PerHour(1, 10)))
 	config.Timeout = time.Hour
+	for _, prompt := range []bool{false, true} {
+		l, s := lossyWith(t, config, redis.Options{ReadTimeout: time.Hour, ContextTimeoutEnabled: prompt})
+		s.Stop(t)
+		ctx, cancel := context.WithTimeout(as("acme"), 10*time.Millisecond)
+		defer cancel()
+		_, err := l.Take(ctx, Call{})
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Zero(t, l.Stats().Fallbacks)
+		if !prompt { // the other is looked at again after Config.Timeout
+			ctx, cancel = context.WithCancel(as("acme"))
+			defer time.AfterFunc(10*time.Millisecond, cancel).Stop()
+			_, err = l.Take(ctx, Call{})
+			require.ErrorIs(t, err, context.Canceled)
+			require.EqualValues(t, 1, l.Stats().RedisErrors, "a caller that went away says nothing about Redis")
+		}
+		s.Continue(t)
+	}
+}
+
+func TestCallsThatNobodyWaitsForAreNotSentLater(t *testing.T) {
+	t.Parallel()
+	config := plan(rated(PerHour(1, 10)))
+	config.Timeout = time.Minute
 	l, s := lossy(t, config)
+	pass(t, l, "acme", Call{})
 	s.Stop(t)
-	ctx, cancel := context.WithTimeout(as("acme"), 10*time.Millisecond)
-	defer cancel()
-	_, err := l.Take(ctx, Call{})
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	ctx, cancel = context.WithCancel(as("acme"))
-	defer time.AfterFunc(10*time.Millisecond, cancel).Stop()
-	_, err = l.Take(ctx, Call{})
-	require.ErrorIs(t, err, context.Canceled)
-	stats := l.Stats()
-	require.Zero(t, stats.Fallbacks)
-	require.EqualValues(t, 1, stats.RedisErrors, "a caller that went away says nothing about Redis")
+	ctx, cancel := context.WithCancel(as("acme"))
+	var calls sync.WaitGroup
+	for range 5 { // one is on its way, the others wait for it
+		calls.Go(func() {
+			_, err := l.Take(ctx, Call{})
+			require.ErrorIs(t, err, context.Canceled)
+		})
+	}
+	require.Eventually(t, func() bool {
+		l.remote.mu.Lock()
+		defer l.remote.mu.Unlock()
+		return len(l.remote.queue) == 4
+	}, time.Minute, time.Millisecond)
+	cancel()
+	calls.Wait()
 	s.Continue(t)
+	require.GreaterOrEqual(t, passes(t, l, "acme", Call{}, 20), 8, "one at most has been counted")
+}
+
+func TestAServerThatHasForgottenItsScriptsIsToldThemAgain(t *testing.T) {
+	t.Parallel()
+	config := plan(rated(PerHour(1, 200)))
+	config.Timeout, config.OnLoss = time.Minute, RefuseAll
+	l, _ := lossy(t, config)
+	var passed atomic.Int64
+	var calls sync.WaitGroup
+	for i := range 8 {
+		calls.Go(func() {
+			for range 40 {
+				if i == 0 {
+					require.NoError(t, l.config.Redis.ScriptFlush(t.Context()).Err())
+				}
+				if _, err := l.Take(as("acme"), Call{}); err == nil {
+					passed.Add(1)
+				} else if !errors.Is(err, ErrLimited) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	calls.Wait()
+	require.EqualValues(t, 200, passed.Load())
 }
 
 func TestASlotThatNobodyWaitedForComesBack(t *testing.T) {

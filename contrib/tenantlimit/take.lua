@@ -1,14 +1,14 @@
 -- Decides one call on its rate and its concurrency: both let it pass and are counted, or neither is.
 --
--- KEYS: the bucket, the leases. One slot.
--- ARGV: requests, period in µs, burst, cost; slots, the lease's ID, how long it lasts in µs.
---       No requests: no rate. No slots: no concurrency.
+-- KEYS: the bucket, and the leases if there are slots. All in one slot of a Cluster.
+-- ARGV: requests, period in µs, burst, cost; slots and, if there are any, the lease's ID and how long
+--       it lasts in µs. No requests: no rate.
 -- Returns what refused it (0 nothing, 1 rate, 2 concurrency), the tokens left, the slots taken.
 --
 -- A bucket is its tokens and when they were counted, two doubles. A missing one is full, so that a key
 -- may expire when its bucket would be.
 local requests, period, burst, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local slots, lease, hold = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
+local slots = tonumber(ARGV[5])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local refused = 0
@@ -36,8 +36,9 @@ if requests > 0 then
 	end
 end
 
-local taken = 0
+local taken, hold = 0, 0
 if slots > 0 then
+	hold = tonumber(ARGV[7])
 	redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 	-- A lease that ends later than one taken now would is from before the clock went back.
 	for _, late in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], string.format('(%.0f', now + hold), '+inf')) do
@@ -55,7 +56,7 @@ if refused == 0 then
 		mended = true
 	end
 	if slots > 0 then
-		taken = taken + redis.call('ZADD', KEYS[2], now + hold, lease)
+		taken = taken + redis.call('ZADD', KEYS[2], now + hold, ARGV[6])
 		redis.call('PEXPIRE', KEYS[2], math.ceil(hold / 1000))
 	end
 end

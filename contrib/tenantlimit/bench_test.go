@@ -1,6 +1,7 @@
 package tenantlimit
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync"
@@ -32,18 +33,24 @@ func sortedSet(b *testing.B, client *redis.Client, key string, limit int64) bool
 // One op is a round: 2,000 decisions of each.
 func BenchmarkDecisions(b *testing.B) {
 	const decisions, tenants, perMinute = 2000, 20, 600
-	for _, clients := range []int{1, 16} {
+	for _, clients := range []int{1, 16, 64} {
 		for _, concurrency := range []int{0, 1000} {
 			b.Run(fmt.Sprintf("clients=%d/concurrency=%d", clients, concurrency), func(b *testing.B) {
 				p := rated(PerMinute(perMinute, 50))
 				p.Concurrency = concurrency
 				l := shared(b, plan(p))
 				client := server(b).Client(b, redis.Options{})
+				var contexts [tenants]context.Context
+				var keys [tenants]string
+				for i := range tenants {
+					contexts[i] = as(fmt.Sprintf("tenant-%d", i))
+					keys[i] = fmt.Sprintf("%sset:%d", prefix(b), i)
+				}
 				ours := func(i int) {
-					g, _ := l.Take(as(fmt.Sprintf("tenant-%d", i%tenants)), Call{})
+					g, _ := l.Take(contexts[i%tenants], Call{})
 					g.Release()
 				}
-				theirs := func(i int) { sortedSet(b, client, fmt.Sprintf("%sset:%d", prefix(b), i%tenants), perMinute) }
+				theirs := func(i int) { sortedSet(b, client, keys[i%tenants], perMinute) }
 				var ratios, rates []float64
 				spread(clients, decisions, ours)
 				spread(clients, decisions, theirs)

@@ -2,9 +2,9 @@ package tenantlimit
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"os"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -64,9 +64,8 @@ func shared(t testing.TB, c Config) *Limiter {
 	return open(t, c)
 }
 
-func prefix(t testing.TB) string {
-	return strings.NewReplacer("{", "", "}", "").Replace(t.Name()) + ":"
-}
+// prefix is one of the caller's own, also if the test runs again.
+func prefix(t testing.TB) string { return t.Name() + ":" + rand.Text() + ":" }
 
 // backend is one of the two ways to count, for tests of promises that both keep.
 type backend struct {

@@ -133,7 +133,7 @@ func TestSlotsOfKilledProcessesComeBack(t *testing.T) {
 	config := plan(slots(20))
 	config.Lease = lease
 	l := shared(t, config)
-	workers := startWorkers(t, 8, job{Socket: server(t).Addr, Prefix: prefix(t), Plan: slots(20), Calls: 40, Hold: true, Lease: lease})
+	workers := startWorkers(t, 8, job{Socket: server(t).Addr, Prefix: l.config.Prefix, Plan: slots(20), Calls: 40, Hold: true, Lease: lease})
 	require.Equal(t, 20, run(t, workers), "8 processes hold exactly the limit")
 	leases := keysOf(t, l)
 	require.Len(t, leases, 1)

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what the tests need and this machine lacks: PostgreSQL's programs (a
-# running Docker engine will do), PgBouncer, and a C compiler for the race detector.
+# running Docker engine will do), PgBouncer, Redis, and a C compiler for the race detector.
 # Says what it installs, and nothing when all is there.
 set -eu
 
@@ -17,6 +17,10 @@ have_postgres() {
 
 have_pgbouncer() {
 	command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || [ -x /opt/homebrew/bin/pgbouncer ]
+}
+
+have_redis() {
+	command -v redis-server >/dev/null
 }
 
 have_compiler() {
@@ -38,6 +42,7 @@ missing=
 if command -v apt-get >/dev/null; then
 	have_postgres || missing="$missing postgresql"
 	have_pgbouncer || missing="$missing pgbouncer"
+	have_redis || missing="$missing redis-server"
 	have_compiler || missing="$missing gcc libc6-dev"
 	[ -n "$missing" ] || exit 0
 	echo "deps: installing$missing with apt-get"
@@ -47,6 +52,7 @@ if command -v apt-get >/dev/null; then
 elif command -v brew >/dev/null; then
 	have_postgres || missing="$missing postgresql@17"
 	have_pgbouncer || missing="$missing pgbouncer"
+	have_redis || missing="$missing redis"
 	[ -n "$missing" ] || exit 0
 	echo "deps: installing$missing with brew"
 	# shellcheck disable=SC2086 # a list
@@ -54,6 +60,7 @@ elif command -v brew >/dev/null; then
 else
 	have_postgres || missing="$missing PostgreSQL (or Docker),"
 	have_pgbouncer || missing="$missing PgBouncer,"
+	have_redis || missing="$missing Redis,"
 	have_compiler || missing="$missing a C compiler (or make RACE=),"
 	[ -n "$missing" ] || exit 0
 	echo "deps: neither apt-get nor brew here; please install:${missing%,}" >&2

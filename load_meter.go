@@ -19,6 +19,7 @@ type loadMeter struct {
 	share    float64              // Config.HeavyShare
 	onHeavy  func(TenantLoad)
 	log      *slog.Logger
+	events   events
 
 	waits     [len(waitBounds) + 1]atomic.Int64 // checkouts that waited, by how long
 	waitTime  atomic.Int64
@@ -360,9 +361,18 @@ func (m *connMeter) stop(kind statementKind, tag pgconn.CommandTag, err error) {
 		u.Copies = 1
 	}
 	if err != nil {
+		if u.Errors == 0 {
+			m.failed(err)
+		}
 		u.Errors = 1
 	}
 	m.settleTo(m.holder.Load(), &u)
+}
+
+func (m *connMeter) failed(err error) {
+	if bd := m.holder.Load(); bd != nil {
+		m.load.events.failed(bd.tenant.ID, err)
+	}
 }
 
 // batched notes one statement of a batch.
@@ -374,6 +384,7 @@ func (m *connMeter) batched(tag pgconn.CommandTag, err error) {
 	m.batch.Rows += tag.RowsAffected()
 	if err != nil {
 		m.batch.Errors++
+		m.failed(err)
 	}
 }
 

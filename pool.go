@@ -264,6 +264,7 @@ func (p *isolatedPool) run(ctx context.Context) {
 // publishLocked puts an opened pool into the set. mu must be held.
 func (s *isolatedPools) publishLocked(p *isolatedPool) {
 	s.opened++
+	s.db.load.events.pool(p.tenant.ID, "opened")
 	if p.dropped || s.closed {
 		s.drainLocked(p)
 		return
@@ -288,6 +289,7 @@ func (s *isolatedPools) rememberLocked(p *isolatedPool, cause error) error {
 		return ErrClosed
 	}
 	s.failures++
+	s.db.load.events.pool(p.tenant.ID, "not opened: "+errorCode(cause))
 	if retry := s.db.config.OpenRetry; retry > 0 && !p.dropped {
 		s.failed[p.tenant.ID] = failedOpening{p.tenant.ConnString, cause, time.Now().Add(retry)}
 		if len(s.failed) > 2*s.db.config.MaxPools {
@@ -324,6 +326,7 @@ func (p *isolatedPool) inUse() bool { return p.refs.Load() > 0 || p.pool.Stat().
 func (s *isolatedPools) retireLocked(p *isolatedPool, reason string) {
 	s.open.Remove(p.tenant.ID)
 	p.reason = reason
+	s.db.load.events.pool(p.tenant.ID, "closed: "+reason)
 	s.others[p] = struct{}{}
 	s.drainLocked(p)
 }

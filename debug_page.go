@@ -51,7 +51,7 @@ var (
 `
 	debugTemplate = template.Must(template.New("debug").Funcs(template.FuncMap{
 		"count": showCount, "seconds": showSeconds, "percent": showPercent, "clock": showClock, "ago": showAgo,
-		"width": width, "meaning": meaningOf, "class": func(s Severity) string { return string(s) },
+		"width": width, "meaning": meaningOf, "plural": plural, "class": func(s Severity) string { return string(s) },
 	}).Parse(debugHTML))
 )
 
@@ -154,6 +154,13 @@ func showCount(v any) string {
 	return sb.String()
 }
 
+func plural(n any, noun string) string {
+	if text := showCount(n); text != "1" {
+		return text + " " + noun + "s"
+	}
+	return "1 " + noun
+}
+
 func showSeconds(s float64) string {
 	switch {
 	case s == 0:
@@ -166,6 +173,8 @@ func showSeconds(s float64) string {
 		return fmt.Sprintf("%.1f s", s)
 	case s < 120:
 		return fmt.Sprintf("%.0f s", s)
+	case s < 600:
+		return fmt.Sprintf("%.1f min", s/60)
 	case s < 7200:
 		return fmt.Sprintf("%.0f min", s/60)
 	}
@@ -173,7 +182,10 @@ func showSeconds(s float64) string {
 }
 
 func showPercent(share float64) string {
-	if p := 100 * share; p > 0 && p < 9.95 {
+	switch p := 100 * share; {
+	case p > 0 && p < 0.1:
+		return "<\u202f0.1\u202f%"
+	case p > 0 && p < 9.95:
 		return strconv.FormatFloat(p, 'f', 1, 64) + "\u202f%"
 	}
 	return strconv.FormatFloat(100*share, 'f', 0, 64) + "\u202f%"

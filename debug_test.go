@@ -22,11 +22,11 @@ import (
 )
 
 // busyDB is a TenantDB on which a lot has happened: one tenant is heavy, connections are held, pools were opened, closed and
-// refused, statements failed, and an audit has been run.
-func busyDB(t *testing.T, params ...string) *TenantDB {
+// refused, statements failed, and an audit has been run. Many tenants, or few, have done very little.
+func busyDB(t *testing.T, small int) *TenantDB {
 	t.Helper()
 	d := docsDB(t)
-	db := openDB(t, d.AppURL(append(params, "pool_max_conns=16")...), func(c *Config) {
+	db := openDB(t, d.AppURL("pool_max_conns=16"), func(c *Config) {
 		c.MaxPools = 3
 		c.Admin = mustParse(t, d.OwnerURL())
 	})
@@ -39,7 +39,7 @@ func busyDB(t *testing.T, params ...string) *TenantDB {
 		}
 		db.load.charge(id, &u)
 	}
-	for i := range 30 {
+	for i := range small {
 		db.load.charge(fmt.Sprint("tenant-", i), &Usage{Queries: 100, Time: time.Second / 20, SharedTime: time.Second / 20})
 	}
 	for i := range db.load.waits {
@@ -94,7 +94,7 @@ func debugPageOf(t testing.TB, h http.Handler, target string, header ...string) 
 
 func TestDebugPage(t *testing.T) {
 	t.Parallel()
-	db := busyDB(t)
+	db := busyDB(t, 30)
 	h := db.DebugHandler()
 
 	page := debugPageOf(t, h, "/")
@@ -256,8 +256,7 @@ func browse(t *testing.T, h http.Handler, target string, args ...string) string 
 // PGXTENANT_SCREENSHOTS the folder named there gets pictures of it.
 func TestDebugPageInABrowser(t *testing.T) {
 	t.Parallel()
-	db := busyDB(t)
-	h := db.DebugHandler()
+	h := busyDB(t, 4).DebugHandler()
 	for _, width := range []int{390, 1280} {
 		// The page's own elements are measured by a frame around it, for its policy lets no other script in.
 		dom := browse(t, measuring(h, width), "/frame", "--virtual-time-budget=5000", "--dump-dom")
@@ -271,7 +270,7 @@ func TestDebugPageInABrowser(t *testing.T) {
 		return
 	}
 	for _, scheme := range []string{"light", "dark"} {
-		for _, size := range []string{"390,2600", "1280,1500"} {
+		for _, size := range []string{"390,2300", "1280,1052"} {
 			args := []string{"--window-size=" + size, "--virtual-time-budget=1000",
 				"--screenshot=" + filepath.Join(folder, "debug-"+scheme+"-"+strings.Split(size, ",")[0]+".png")}
 			if scheme == "dark" {

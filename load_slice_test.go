@@ -142,6 +142,43 @@ func TestSlicesKeepTheirSums(t *testing.T) {
 	}
 }
 
+// What is made of several slices promises the same as each of them.
+func TestSlicesAddUp(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(20) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		var sum loadSum
+		exact := map[string]time.Duration{}
+		var total time.Duration
+		for part := range 3 {
+			var s loadSlice
+			s.reset(0)
+			for range 3000 {
+				id := fmt.Sprint(part*LoadTenants/2 + r.IntN(LoadTenants/2+int(seed%2)*LoadTenants)) // every second has too many
+				d := time.Duration(r.IntN(100))
+				s.add(id, &Usage{Time: d})
+				exact[id] += d
+				total += d
+			}
+			s.finish(1)
+			sum.add(&s)
+		}
+		s := sum.slice(0, 3)
+		require.Len(t, s.places, LoadTenants)
+		require.True(t, s.seen.full)
+		require.Equal(t, total, s.total.Time)
+		require.LessOrEqual(t, s.missed, 2*total/LoadTenants)
+		for _, p := range s.places {
+			require.LessOrEqual(t, p.usage.Time, exact[p.id])
+			require.GreaterOrEqual(t, p.weight(), exact[p.id])
+			delete(exact, p.id)
+		}
+		for _, d := range exact {
+			require.LessOrEqual(t, d, s.missed)
+		}
+	}
+}
+
 func TestDistinct(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{0, 1, 300, 3_000, 100_000} {

@@ -80,6 +80,16 @@ func TestEveryStatementIsCounted(t *testing.T) {
 				require.Error(t, db.SendBatch(ctx(id), b).Close())
 				return nil
 			}, Usage{Batched: 3, Errors: 1}},
+			"failedread": {func(id string) error {
+				b := &pgx.Batch{}
+				b.Queue("select 'x'")
+				b.Queue("select (1/(length('x')-1))::text")
+				results := db.SendBatch(ctx(id), b)
+				require.NoError(t, read(results.Query()))
+				require.Error(t, read(results.Query()))
+				_ = results.Close()
+				return nil
+			}, Usage{Batched: 2, Rows: 1, Errors: 1}},
 			"readbatch": {func(id string) error {
 				b := &pgx.Batch{}
 				b.Queue("select generate_series(1,5)::text")
@@ -137,7 +147,7 @@ func TestEveryStatementIsCounted(t *testing.T) {
 			require.Equal(t, load.Total, w.Total)
 			require.Equal(t, Usage{}, w.Other)
 			require.True(t, w.Exact)
-			require.Equal(t, 14, w.Active)
+			require.Equal(t, 15, w.Active)
 			var times, statements, shared float64
 			for _, tenant := range w.Tenants {
 				require.Positive(t, tenant.Time, tenant.TenantID)
@@ -340,7 +350,11 @@ func TestStatCounts(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, bound+3, db.Stat().BoundCount())
 	db.Reset()
-	eventually(t, "the connection is closed", func() bool { return db.Stat().TotalConns() == 0 })
+	eventually(t, "the connection is closed", func() bool {
+		db.load.mu.Lock()
+		defer db.load.mu.Unlock()
+		return len(db.load.conns) == 0
+	})
 	require.EqualValues(t, bound+3, db.Stat().BoundCount())
 
 	require.NoError(t, db.Ping(isolated("c", d.AppURL())))

@@ -10,7 +10,7 @@ FUZZTIME ?= 10s
 
 # Ends with the line "N passed, N failed, N skipped".
 test: deps
-	@go test -count=1 -run '^(TestCheckoutAllocations|TestAnIdlePoolIsSmall|TestAMillion.*|TestTenThousandTenantsWaiting)$$' . # not to be told under -race
+	@go test -count=1 -run '^(TestCheckoutAllocations|TestStatementAllocations|TestAnIdlePoolIsSmall|TestAMillion.*|TestTenThousandTenantsWaiting)$$' . # not to be told under -race
 	@go run tools/gotest/main.go $(RACE)
 
 demo: deps

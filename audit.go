@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -171,6 +172,22 @@ func (db *TenantDB) Audit(ctx context.Context) (*Report, error) {
 	return r, nil
 }
 
+// LastAudit returns what the last audit found that did not fail, Config.RequireAudit's included, and when it ended. It runs
+// none: without one the Report is nil. The Report must not be changed.
+func (db *TenantDB) LastAudit() (*Report, time.Time) {
+	last := db.lastAudit.Load()
+	if last == nil {
+		return nil, time.Time{}
+	}
+	return last.report, last.at
+}
+
+// auditRun is an audit that has been run.
+type auditRun struct {
+	report *Report
+	at     time.Time
+}
+
 // passAudit fails if there are errors that are not allowed.
 func (db *TenantDB) passAudit(ctx context.Context) error {
 	r, err := db.audit(ctx, true)
@@ -217,7 +234,9 @@ func (db *TenantDB) audit(ctx context.Context, start bool) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	return a.report(), nil
+	report := a.report()
+	db.lastAudit.Store(&auditRun{report, time.Now()})
+	return report, nil
 }
 
 // connectUnbound opens a connection as the shared pool would, but for the binding.

@@ -466,7 +466,7 @@ func Bind(config *pgxpool.Config, setting string) error {
 	if err != nil {
 		return err
 	}
-	b.install(config, b.resolve)
+	b.install(config, nil, b.resolve)
 	return nil
 }
 

@@ -148,6 +148,7 @@ func (s *share) admit(ctx context.Context) (*admission, error) {
 	w := &waiter{order: b.clock, granted: make(chan struct{})}
 	e := s.queue.PushBack(w)
 	b.unlockAfterEnqueue(s)
+	waits(ctx)
 	if err := s.await(e, ctx, nil); err != nil {
 		return nil, err
 	}

@@ -4,10 +4,15 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // checkout is the context of one pool.Acquire: the caller's, and done as well once the TenantDB is
-// closed, for pgxpool's Close leaves those who wait for a connection waiting.
+// closed, for pgxpool's Close leaves those who wait for a connection waiting. It also knows since when its
+// caller waits.
 //
 // Joining two cancellations costs several allocations, and most checkouts find an idle connection and
 // never wait. Whether this one does is told by puddle itself: it asks Done once to see whether the
@@ -18,6 +23,7 @@ type checkout struct {
 
 	set   *checkouts
 	asked atomic.Int32 // calls of Done
+	since atomic.Int64 // load.clock when it began to wait; 0 if it does not
 
 	// joined tells that both is set. They are set once, under set.mu.
 	joined atomic.Bool
@@ -27,6 +33,8 @@ type checkout struct {
 
 // checkouts are the checkouts under way of one TenantDB.
 type checkouts struct {
+	load *loadMeter
+
 	// keep is set when hooks other than our own get to see the context, and might keep it. Otherwise nothing
 	// does that has not called Done twice, and it is used again.
 	keep bool
@@ -38,18 +46,82 @@ type checkouts struct {
 	waiting map[*checkout]struct{}
 }
 
-// begin returns the context for a checkout from a pool. traced tells that the pool has an AcquireTracer,
-// which gets the context before puddle does and may ask Done to derive another from it: then the first
-// answer is the joined one.
-func (s *checkouts) begin(ctx context.Context, traced bool) *checkout {
+// hook has the checkouts of the pool that is made from config begin and end here, whoever has the pool.
+func (s *checkouts) hook(config *pgxpool.Config) {
+	config.ConnConfig.Tracer = &checkoutTracer{QueryTracer: config.ConnConfig.Tracer, set: s}
+}
+
+// checkoutTracer wraps the contexts of checkouts. Only the pool sees it; connections have a guard.
+type checkoutTracer struct {
+	pgx.QueryTracer // the config's own; may be nil
+	set             *checkouts
+}
+
+func (t *checkoutTracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data pgxpool.TraceAcquireStartData) context.Context {
+	if traced, ok := t.QueryTracer.(pgxpool.AcquireTracer); ok {
+		ctx = traced.TraceAcquireStart(ctx, pool, data)
+	}
+	return t.set.begin(ctx)
+}
+
+func (t *checkoutTracer) TraceAcquireEnd(ctx context.Context, pool *pgxpool.Pool, data pgxpool.TraceAcquireEndData) {
+	if traced, ok := t.QueryTracer.(pgxpool.AcquireTracer); ok {
+		traced.TraceAcquireEnd(ctx, pool, data)
+	}
+	c := checkoutOf(ctx)
+	if since := c.since.Load(); since != 0 {
+		t.set.load.waited(c.Context, time.Duration(since), data.Err == nil)
+	}
+	t.set.end(c)
+}
+
+func (t *checkoutTracer) TraceRelease(pool *pgxpool.Pool, data pgxpool.TraceReleaseData) {
+	if traced, ok := t.QueryTracer.(pgxpool.ReleaseTracer); ok {
+		traced.TraceRelease(pool, data)
+	}
+	if w, ok := data.Conn.PgConn().Conn().(*wireConn); ok {
+		w.meter.released()
+	}
+}
+
+type checkoutKey struct{}
+
+func (c *checkout) Value(key any) any {
+	if key == (checkoutKey{}) {
+		return c
+	}
+	return c.Context.Value(key)
+}
+
+// checkoutOf returns the innermost checkout of ctx, or nil.
+func checkoutOf(ctx context.Context) *checkout {
+	if c, ok := ctx.(*checkout); ok {
+		return c
+	}
+	c, _ := ctx.Value(checkoutKey{}).(*checkout)
+	return c
+}
+
+// waits is called by what stands before the pool, where a checkout begins to wait.
+func waits(ctx context.Context) {
+	if c := checkoutOf(ctx); c != nil {
+		c.wait()
+	}
+}
+
+func (c *checkout) wait() {
+	if c.since.Load() == 0 {
+		c.since.CompareAndSwap(0, int64(c.set.load.clock()))
+	}
+}
+
+// begin returns the context for a checkout from a pool.
+func (s *checkouts) begin(ctx context.Context) *checkout {
 	c, _ := s.free.Get().(*checkout)
 	if c == nil {
 		c = &checkout{set: s}
 	}
 	c.Context = ctx
-	if traced {
-		c.asked.Store(1)
-	}
 	return c
 }
 
@@ -64,6 +136,7 @@ func (s *checkouts) end(c *checkout) {
 	if !s.keep && c.asked.Load() <= 1 {
 		c.Context = nil
 		c.asked.Store(0)
+		c.since.Store(0)
 		s.free.Put(c)
 	}
 }
@@ -84,6 +157,7 @@ func (c *checkout) Done() <-chan struct{} {
 	if c.asked.Add(1) == 1 {
 		return c.Context.Done()
 	}
+	c.wait()
 	if !c.joined.Load() {
 		c.join()
 	}

@@ -150,6 +150,22 @@ type Config struct {
 	// Limits.Weight. docs/fairness.md tells how, and what it costs under load.
 	ArrivalOrder bool
 
+	// DisableLoad turns TenantDB.Load off, and with it what Stat and the pages tell of statements and waits. Counting
+	// costs some 100 ns a statement and no allocation.
+	DisableLoad bool
+
+	// HeavyShare is the share of the time spent in the shared database within five minutes from which on a tenant is
+	// heavy: Logger and OnHeavyTenant are told once, and again only after it has fallen below nine tenths of that.
+	// It is looked at every ten seconds, once HeavyMinTime (30 seconds) was spent by all together, of which another
+	// tenant must have a part. Database tenants are never heavy in this sense.
+	//
+	// Zero means DefaultHeavyShare (0.4), and 1 or more never. NewWithConfig rejects a negative value.
+	HeavyShare float64
+
+	// OnHeavyTenant, if not nil, is called when a tenant becomes heavy, with what it used in the five minutes. It is
+	// called on a goroutine of its own, for several tenants at once maybe, and Close waits for it.
+	OnHeavyTenant func(t TenantLoad)
+
 	// AdjustPool, if not nil, may change the configuration of a database tenant's pool before it is
 	// opened, by Plan for instance. It gets a config of its own, made from the tenant's ConnString:
 	// MaxConns is DefaultPoolMaxConns (10), connections live for 1 hour plus up to
@@ -187,8 +203,8 @@ type Config struct {
 	// code that there is none of.
 	AuditAllow []AllowedFinding
 
-	// Logger is told when isolated pools are opened and closed, and why, and who holds a connection for longer
-	// than Limits.HoldLimit. Neither passwords nor SQL are logged. Nil means no log.
+	// Logger is told when isolated pools are opened and closed, and why, who holds a connection for longer
+	// than Limits.HoldLimit, and which tenants are heavy. Neither passwords nor SQL are logged. Nil means no log.
 	Logger *slog.Logger
 }
 
@@ -224,6 +240,8 @@ const paramPrefix = "tenant_"
 //   - tenant_max_conns: integer 0 or greater (default 0, meaning no limit)
 //   - tenant_max_share: number above 0, and 1 at most (default 0.75)
 //   - tenant_arrival_order: true or false (default false)
+//   - tenant_disable_load: true or false (default false)
+//   - tenant_heavy_share: number above 0 (default 0.4; 1 or more: never)
 //   - tenant_open_timeout: duration string (default 15 seconds)
 //   - tenant_open_retry: duration string (default 1 second; negative: at once)
 //   - tenant_require_identity: true or false (default false)
@@ -282,12 +300,13 @@ func (c *Config) setParam(name, value string) (err error) {
 		n, err = parseLimit(value, 0)
 		c.MaxConns = int32(n)
 	case "max_share":
-		c.MaxShare, err = strconv.ParseFloat(value, 64)
-		if err == nil && c.MaxShare == 0 {
-			err = errors.New("want more than 0")
-		}
+		c.MaxShare, err = parseShare(value)
 	case "arrival_order":
 		c.ArrivalOrder, err = strconv.ParseBool(value)
+	case "disable_load":
+		c.DisableLoad, err = strconv.ParseBool(value)
+	case "heavy_share":
+		c.HeavyShare, err = parseShare(value)
 	case "open_timeout":
 		c.OpenTimeout, err = time.ParseDuration(value)
 	case "open_retry":
@@ -300,6 +319,14 @@ func (c *Config) setParam(name, value string) (err error) {
 		err = errors.New("there is no such parameter")
 	}
 	return err
+}
+
+func parseShare(value string) (float64, error) {
+	share, err := strconv.ParseFloat(value, 64)
+	if err == nil && share == 0 {
+		err = errors.New("want more than 0")
+	}
+	return share, err
 }
 
 func parseLimit(value string, least int64) (int, error) {
@@ -404,6 +431,9 @@ func (c *Config) validate() error {
 	if !(c.MaxShare > 0 && c.MaxShare <= 1) { // nor is NaN
 		fail("Config.MaxShare is %v; want more than 0, and 1 at most", c.MaxShare)
 	}
+	if !(c.HeavyShare > 0) {
+		fail("Config.HeavyShare is %v; want more than 0", c.HeavyShare)
+	}
 	if c.Shared != nil && c.MaxConns > 0 && max(c.Shared.MinConns, c.Shared.MinIdleConns) > c.MaxConns {
 		fail("Config.Shared keeps more connections than Config.MaxConns (%d) allows", c.MaxConns)
 	}
@@ -426,6 +456,7 @@ func (c *Config) withDefaults() *Config {
 	d := c.copy()
 	d.MaxPools = orDefault(d.MaxPools, DefaultMaxPools)
 	d.MaxShare = orDefault(d.MaxShare, DefaultMaxShare)
+	d.HeavyShare = orDefault(d.HeavyShare, DefaultHeavyShare)
 	d.IdleTimeout = orDefault(d.IdleTimeout, DefaultIdleTimeout)
 	d.OpenTimeout = orDefault(d.OpenTimeout, DefaultOpenTimeout)
 	d.OpenRetry = orDefault(d.OpenRetry, DefaultOpenRetry)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/url"
 	"strings"
 	"testing"
@@ -20,7 +21,7 @@ func TestParseConfig(t *testing.T) {
 	t.Parallel()
 	c, err := ParseConfig("host=h user=u dbname=d pool_max_conns=7 app.custom=1 tenant_zone.id=x " +
 		"tenant_setting=x.y tenant_shared_schemas='ext, common' tenant_strict=true tenant_max_pools=3 tenant_idle_timeout=-1s " +
-		"tenant_max_conns=9 tenant_open_timeout=2s tenant_open_retry=-1s tenant_require_identity=1 tenant_require_audit=true")
+		"tenant_max_conns=9 tenant_disable_load=true tenant_heavy_share=0.25 tenant_open_timeout=2s tenant_open_retry=-1s tenant_require_identity=1 tenant_require_audit=true")
 	require.NoError(t, err)
 	require.EqualValues(t, 7, c.Shared.MaxConns)
 	require.Equal(t, map[string]string{"app.custom": "1", "tenant_zone.id": "x"}, c.Shared.ConnConfig.RuntimeParams,
@@ -28,7 +29,7 @@ func TestParseConfig(t *testing.T) {
 	c.Shared = nil
 	require.Equal(t, &Config{
 		Setting: "x.y", SharedSchemas: []string{"ext", "common"}, Strict: true, MaxPools: 3, IdleTimeout: -time.Second,
-		MaxConns: 9, OpenTimeout: 2 * time.Second, OpenRetry: -time.Second, RequireIdentity: true, RequireAudit: true,
+		MaxConns: 9, DisableLoad: true, HeavyShare: 0.25, OpenTimeout: 2 * time.Second, OpenRetry: -time.Second, RequireIdentity: true, RequireAudit: true,
 	}, c)
 
 	c, err = ParseConfig("postgres://u@h/d?tenant_shared_schemas=&tenant_max_conns=0")
@@ -36,10 +37,10 @@ func TestParseConfig(t *testing.T) {
 	require.Empty(t, c.SharedSchemas)
 	require.NotNil(t, c.SharedSchemas, "none, not the default")
 
-	_, err = ParseConfig("host=h tenant_max_pool=3 tenant_strict=maybe tenant_max_pools=0 tenant_max_conns=-1 tenant_idle_timeout=5 tenant_open_retry=x")
+	_, err = ParseConfig("host=h tenant_max_pool=3 tenant_strict=maybe tenant_max_pools=0 tenant_max_conns=-1 tenant_idle_timeout=5 tenant_heavy_share=0 tenant_open_retry=x")
 	for _, want := range []string{
 		`tenant_max_pool="3" in the connection string: there is no such parameter`, `tenant_strict="maybe"`, `tenant_max_pools="0"`,
-		"want 1 or more", `tenant_max_conns="-1"`, "want 0 or more", `tenant_idle_timeout="5"`, `tenant_open_retry="x"`,
+		"want 1 or more", `tenant_max_conns="-1"`, "want 0 or more", `tenant_idle_timeout="5"`, `tenant_heavy_share="0"`, `tenant_open_retry="x"`,
 	} {
 		require.ErrorContains(t, err, want)
 	}
@@ -57,6 +58,7 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, DefaultOpenRetry, c.OpenRetry)
 	require.Equal(t, DefaultSetting, c.Setting)
 	require.Equal(t, DefaultSharedSchemas, c.SharedSchemas)
+	require.Equal(t, DefaultHeavyShare, c.HeavyShare)
 	require.Zero(t, c.MaxConns)
 	require.NotNil(t, c.Logger)
 	require.Zero(t, given.MaxPools, "on a copy")
@@ -78,11 +80,11 @@ func TestBadConfig(t *testing.T) {
 	sized.MaxConns, sized.HealthCheckPeriod, sized.MinConns = 0, -1, 5
 	_, err = NewWithConfig(context.Background(), &Config{
 		Shared: sized, Admin: &pgxpool.Config{}, Setting: "nodot", SharedSchemas: []string{"$user"},
-		MaxPools: -1, MaxConns: 2, OpenTimeout: -1,
+		MaxPools: -1, MaxConns: 2, HeavyShare: math.NaN(), OpenTimeout: -1,
 	})
 	for _, want := range []string{
 		"Config.Shared.MaxConns is 0", "Config.Shared.HealthCheckPeriod", "Config.Admin must come from pgxpool.ParseConfig",
-		`the tenant setting is "nodot"`, `shared schema "$user"`, "Config.MaxPools is -1", "more connections than Config.MaxConns (2)", "Config.OpenTimeout",
+		`the tenant setting is "nodot"`, `shared schema "$user"`, "Config.MaxPools is -1", "more connections than Config.MaxConns (2)", "Config.HeavyShare is NaN", "Config.OpenTimeout",
 	} {
 		require.ErrorContains(t, err, want)
 	}

@@ -169,6 +169,7 @@ func (g *turnstile) enqueue(t *ticket, bd *binding, pool *pgxpool.Pool) bool {
 
 // await waits for t's grant.
 func (g *turnstile) await(t *ticket, bd *binding) {
+	waits(t.Context)
 	var late <-chan time.Time
 	if wait := bd.limits.MaxWait; wait > 0 {
 		timer := time.NewTimer(wait)

@@ -5,10 +5,11 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// guard is the tracer of a bound connection. It refuses what comes under another tenant's context than the
+// guard is the tracer of a bound connection. It tells the connection's meter what runs on it, and refuses what comes under another tenant's context than the
 // connection was checked out under, for whoever keeps connections of a pool for himself, as database/sql does
 // unless its number of idle ones is set to zero, does not ask for them again when the tenant changes. A
 // transaction is let go on: it is its tenant's to the end. Whatever the config's own tracer traces is passed on.
@@ -22,8 +23,9 @@ type guard struct {
 
 // guardConnections puts a guard on each new connection of config. The pool itself keeps the config's own tracer.
 func guardConnections(config *pgxpool.Config) {
-	before := config.BeforeConnect
+	before, tracer := config.BeforeConnect, config.ConnConfig.Tracer
 	config.BeforeConnect = func(ctx context.Context, cc *pgx.ConnConfig) error {
+		cc.Tracer = tracer // and not what stands before the pool
 		if before != nil {
 			if err := before(ctx, cc); err != nil {
 				return err
@@ -39,15 +41,23 @@ func guardConnections(config *pgxpool.Config) {
 	}
 }
 
-// check breaks the connection off if ctx is another tenant's. A tracer has no other way to stop a statement:
-// the attempt to send it then fails, with this error and before the first byte.
-func (g *guard) check(ctx context.Context, conn *pgx.Conn) {
-	c := carried(ctx)
-	if c == nil {
+// start begins something of the given kind. It breaks the connection off if ctx is another tenant's: a tracer has no
+// other way to stop a statement. The attempt to send it then fails, with this error and before the first byte.
+func (g *guard) start(ctx context.Context, conn *pgx.Conn, kind statementKind) {
+	w, ok := conn.PgConn().Conn().(*wireConn)
+	if !ok {
 		return
 	}
-	if w, ok := conn.PgConn().Conn().(*wireConn); ok && !w.isFor(c.tenant.ID) {
+	if c := carried(ctx); c != nil && !w.isFor(c.tenant.ID) {
 		_ = w.Close() // pgx would wait for an answer
+	}
+	w.meter.start(kind)
+}
+
+// stop ends it.
+func (g *guard) stop(conn *pgx.Conn, kind statementKind, tag pgconn.CommandTag, err error) {
+	if w, ok := conn.PgConn().Conn().(*wireConn); ok {
+		w.meter.stop(kind, tag, err)
 	}
 }
 
@@ -64,7 +74,7 @@ func (w *wireConn) isFor(id string) bool {
 }
 
 func (g *guard) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
-	g.check(ctx, conn)
+	g.start(ctx, conn, runsQuery)
 	if g.query == nil {
 		return ctx
 	}
@@ -72,13 +82,14 @@ func (g *guard) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.Tr
 }
 
 func (g *guard) TraceQueryEnd(ctx context.Context, conn *pgx.Conn, data pgx.TraceQueryEndData) {
+	g.stop(conn, runsQuery, data.CommandTag, data.Err)
 	if g.query != nil {
 		g.query.TraceQueryEnd(ctx, conn, data)
 	}
 }
 
 func (g *guard) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
-	g.check(ctx, conn)
+	g.start(ctx, conn, runsBatch)
 	if g.batch == nil {
 		return ctx
 	}
@@ -86,19 +97,23 @@ func (g *guard) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.Tr
 }
 
 func (g *guard) TraceBatchQuery(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchQueryData) {
+	if w, ok := conn.PgConn().Conn().(*wireConn); ok {
+		w.meter.batched(data.CommandTag, data.Err)
+	}
 	if g.batch != nil {
 		g.batch.TraceBatchQuery(ctx, conn, data)
 	}
 }
 
 func (g *guard) TraceBatchEnd(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchEndData) {
+	g.stop(conn, runsBatch, pgconn.CommandTag{}, data.Err)
 	if g.batch != nil {
 		g.batch.TraceBatchEnd(ctx, conn, data)
 	}
 }
 
 func (g *guard) TraceCopyFromStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceCopyFromStartData) context.Context {
-	g.check(ctx, conn)
+	g.start(ctx, conn, runsCopy)
 	if g.copying == nil {
 		return ctx
 	}
@@ -106,13 +121,14 @@ func (g *guard) TraceCopyFromStart(ctx context.Context, conn *pgx.Conn, data pgx
 }
 
 func (g *guard) TraceCopyFromEnd(ctx context.Context, conn *pgx.Conn, data pgx.TraceCopyFromEndData) {
+	g.stop(conn, runsCopy, data.CommandTag, data.Err)
 	if g.copying != nil {
 		g.copying.TraceCopyFromEnd(ctx, conn, data)
 	}
 }
 
 func (g *guard) TracePrepareStart(ctx context.Context, conn *pgx.Conn, data pgx.TracePrepareStartData) context.Context {
-	g.check(ctx, conn)
+	g.start(ctx, conn, runsPrepare)
 	if g.prepare == nil {
 		return ctx
 	}
@@ -120,6 +136,7 @@ func (g *guard) TracePrepareStart(ctx context.Context, conn *pgx.Conn, data pgx.
 }
 
 func (g *guard) TracePrepareEnd(ctx context.Context, conn *pgx.Conn, data pgx.TracePrepareEndData) {
+	g.stop(conn, runsPrepare, pgconn.CommandTag{}, data.Err)
 	if g.prepare != nil {
 		g.prepare.TracePrepareEnd(ctx, conn, data)
 	}

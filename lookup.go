@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 )
 
 // lookups asks a Directory once for all who want the same tenant at the same moment.
@@ -14,6 +15,8 @@ type lookups struct {
 	directory Directory
 	log       *slog.Logger
 	other     bool // keys are no tenant IDs
+
+	hits, misses atomic.Int64
 
 	// mu guards calls and the waiting of each. The directory is never asked under it.
 	mu    sync.Mutex
@@ -36,9 +39,11 @@ func (l *lookups) get(ctx context.Context, id string) (Tenant, error) {
 	}
 	if p, ok := l.directory.(Peeker); ok {
 		if t, ok := p.Peek(id); ok {
+			l.hits.Add(1)
 			return t, l.sameTenant(id, t)
 		}
 	}
+	l.misses.Add(1)
 	l.mu.Lock()
 	call := l.calls[id]
 	if call == nil {

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgxtenant/pgxtenant/internal/pgtest"
@@ -47,6 +48,42 @@ func TestCheckoutAllocations(t *testing.T) { // not beside others, whose allocat
 		})
 		require.Equal(t, c.want, got, c.name)
 	}
+}
+
+// Nor does it cost a statement an allocation to be counted.
+func TestStatementAllocations(t *testing.T) { // not beside others either
+	d := docsDB(t)
+	allocations := func(params ...string) map[string]float64 {
+		db := openDB(t, d.AppURL(params...))
+		ctx := as("a")
+		got := make(map[string]float64)
+		for name, do := range map[string]func() error{
+			"query": func() error { return db.QueryRow(ctx, "select id from docs where id = $1", 1).Scan(new(int)) },
+			"exec":  func() error { _, err := db.Exec(ctx, "update docs set body = body"); return err },
+			"batch": func() error {
+				b := &pgx.Batch{}
+				b.Queue("select 1")
+				b.Queue("select 2")
+				return db.SendBatch(ctx, b).Close()
+			},
+			"shared": func() error {
+				conn, err := db.Shared().Acquire(ctx)
+				if err == nil {
+					conn.Release()
+				}
+				return err
+			},
+		} {
+			got[name] = testing.AllocsPerRun(200, func() {
+				if err := do(); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+		return got
+	}
+	require.Equal(t, allocations("tenant_disable_load=true"), allocations())
+	require.Zero(t, allocations()["shared"])
 }
 
 // An open, idle pool without connections costs one goroutine and at most 12 KB.

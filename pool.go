@@ -23,11 +23,10 @@ type isolatedPool struct {
 	tenant Tenant // as of the opening; its Plan and Settings may be outdated
 
 	// Set when ready is closed: either err or the pool.
-	ready  chan struct{}
-	err    error
-	pool   *pgxpool.Pool
-	gate   *turnstile // before the pool; nil with Config.ArrivalOrder
-	traced bool       // it has an AcquireTracer
+	ready chan struct{}
+	err   error
+	pool  *pgxpool.Pool
+	gate  *turnstile // before the pool; nil with Config.ArrivalOrder
 
 	// first is the room under Config.MaxConns that the opening has waited for, and is now the first caller's.
 	first atomic.Pointer[admission]
@@ -54,14 +53,15 @@ type isolatedPools struct {
 	epoch time.Time
 
 	// mu guards what follows. Nothing that blocks is done under it, and no function of the user's called.
-	mu      sync.Mutex
-	open    *simplelru.LRU[string, *isolatedPool] // by tenant ID; never filled beyond its size
-	opening map[string]*isolatedPool              // by tenant ID
-	others  map[*isolatedPool]struct{}            // all that are not in open: opening and draining
-	failed  map[string]failedOpening              // by tenant ID
-	retired counters                              // of pools that have ended
-	janitor bool                                  // has been started
-	closed  bool
+	mu                        sync.Mutex
+	open                      *simplelru.LRU[string, *isolatedPool] // by tenant ID; never filled beyond its size
+	opening                   map[string]*isolatedPool              // by tenant ID
+	others                    map[*isolatedPool]struct{}            // all that are not in open: opening and draining
+	failed                    map[string]failedOpening              // by tenant ID
+	retired                   counters                              // of pools that have ended
+	opened, evicted, failures int64                                 // pools so far
+	janitor                   bool                                  // has been started
+	closed                    bool
 
 	wg sync.WaitGroup // one for each pool until it has ended, and one for the janitor
 }
@@ -263,6 +263,8 @@ func (p *isolatedPool) run(ctx context.Context) {
 
 // publishLocked puts an opened pool into the set. mu must be held.
 func (s *isolatedPools) publishLocked(p *isolatedPool) {
+	s.opened++
+	s.db.load.events.pool(p.tenant.ID, "opened")
 	if p.dropped || s.closed {
 		s.drainLocked(p)
 		return
@@ -286,6 +288,8 @@ func (s *isolatedPools) rememberLocked(p *isolatedPool, cause error) error {
 	if s.closed {
 		return ErrClosed
 	}
+	s.failures++
+	s.db.load.events.pool(p.tenant.ID, "not opened: "+errorCode(cause))
 	if retry := s.db.config.OpenRetry; retry > 0 && !p.dropped {
 		s.failed[p.tenant.ID] = failedOpening{p.tenant.ConnString, cause, time.Now().Add(retry)}
 		if len(s.failed) > 2*s.db.config.MaxPools {
@@ -322,6 +326,7 @@ func (p *isolatedPool) inUse() bool { return p.refs.Load() > 0 || p.pool.Stat().
 func (s *isolatedPools) retireLocked(p *isolatedPool, reason string) {
 	s.open.Remove(p.tenant.ID)
 	p.reason = reason
+	s.db.load.events.pool(p.tenant.ID, "closed: "+reason)
 	s.others[p] = struct{}{}
 	s.drainLocked(p)
 }
@@ -336,6 +341,7 @@ func (s *isolatedPools) dropLocked(p *isolatedPool, reason string) {
 }
 
 func (s *isolatedPools) drainLocked(p *isolatedPool) {
+	s.evicted++
 	p.draining.Store(true)
 	s.closeUnusedLocked(p)
 }
@@ -554,7 +560,6 @@ func (p *isolatedPool) configure() (*pgxpool.Config, error) {
 		}
 	}
 
-	p.traced = acquireTraced(c)
 	then := c.ConnConfig.AfterConnect
 	c.ConnConfig.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
 		// First of all that is sent, since a later statement could change what this one reads.
@@ -563,7 +568,8 @@ func (p *isolatedPool) configure() (*pgxpool.Config, error) {
 		}
 		return then(ctx, conn)
 	}
-	db.binder.install(c, p.resolve)
+	db.binder.install(c, db.load, p.resolve)
+	db.checkouts.hook(c)
 	p.gate = newTurnstile(db.config, c.MaxConns, db.closing, p.resolve)
 	p.gate.hook(c)
 	return c, nil

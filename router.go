@@ -25,20 +25,24 @@ type TenantDB struct {
 	binder    *binder
 	lookups   lookups
 	checkouts checkouts
+	load      *loadMeter
 
 	shared   *pgxpool.Pool
 	gate     *turnstile    // before the shared pool; nil with Config.ArrivalOrder
-	traced   bool          // the shared pool has an AcquireTracer
 	admin    *pgxpool.Pool // may be nil
 	servers  servers
 	budget   *budget // nil without Config.MaxConns
 	isolated isolatedPools
 	registry *Registry // may be nil
 
+	lastAudit atomic.Pointer[auditRun]
+
 	closed    atomic.Bool
 	closing   chan struct{} // closed by the first Close
 	closeOnce sync.Once
 	done      chan struct{} // closed when nothing is left
+
+	background sync.WaitGroup
 }
 
 // New makes a TenantDB from a connection string; see [ParseConfig] for its form and [NewWithConfig]
@@ -77,14 +81,17 @@ func NewWithConfig(ctx context.Context, config *Config) (*TenantDB, error) {
 	if c.MaxConns > 0 {
 		db.budget = newBudget(int(c.MaxConns), c.ArrivalOrder)
 	}
-	db.traced = acquireTraced(c.Shared)
+	db.load = newLoadMeter(c)
+	db.checkouts.load = db.load
+	_, traced := c.Shared.ConnConfig.Tracer.(pgxpool.AcquireTracer)
 	//lint:ignore SA1019 pgxpool still calls it
 	before := c.Shared.BeforeAcquire
-	db.checkouts.keep = db.traced || before != nil || c.Shared.PrepareConn != nil || c.Shared.ShouldPing != nil || c.AdjustPool != nil
+	db.checkouts.keep = traced || before != nil || c.Shared.PrepareConn != nil || c.Shared.ShouldPing != nil || c.AdjustPool != nil
 	db.isolated.init(db)
 
 	shared := c.Shared.Copy()
-	b.install(shared, db.resolveShared)
+	b.install(shared, db.load, db.resolveShared)
+	db.checkouts.hook(shared)
 	db.gate = newTurnstile(c, shared.MaxConns, db.closing, db.resolveShared)
 	db.gate.hook(shared)
 	if db.shared, _, err = db.budget.open(ctx, shared, db.gate.weight); err != nil {
@@ -106,19 +113,14 @@ func NewWithConfig(ctx context.Context, config *Config) (*TenantDB, error) {
 		db.Close()
 		return nil, err
 	}
+	db.background.Go(func() { db.load.run(db.closing) })
 	return db, nil
-}
-
-// acquireTraced reports whether the pool of config shows its checkouts' contexts to a tracer.
-func acquireTraced(config *pgxpool.Config) bool {
-	_, ok := config.ConnConfig.Tracer.(pgxpool.AcquireTracer)
-	return ok
 }
 
 // Shared returns the pool of all row- and schema-isolated tenants, to hand to libraries that want a
 // *pgxpool.Pool. It is bound like the TenantDB itself: each checkout runs as its context's tenant. The
 // context of a database tenant is refused with ErrInvalidTenant, since the tenant's data are not
-// there. It must not be closed, and with Config.ArrivalOrder Close wakes nobody who waits in its Acquire.
+// there. It must not be closed.
 func (db *TenantDB) Shared() *pgxpool.Pool { return db.shared }
 
 // Admin returns the pool made from Config.Admin, which no tenant is bound on and Config.MaxConns does
@@ -139,7 +141,7 @@ func (db *TenantDB) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	pool, enter, traced := db.shared, ctx, db.traced
+	pool, enter := db.shared, ctx
 	if t != nil && t.Isolation == IsolationDatabase {
 		p, err := db.isolated.get(ctx, t)
 		if err != nil {
@@ -147,11 +149,9 @@ func (db *TenantDB) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 		}
 		// The reference only spans the checkout: pgxpool's Close waits for a connection that is out.
 		defer p.unref()
-		pool, enter, traced = p.pool, p.enter(ctx), p.traced
+		pool, enter = p.pool, p.enter(ctx)
 	}
-	c := db.checkouts.begin(enter, traced)
-	conn, err := pool.Acquire(c)
-	db.checkouts.end(c)
+	conn, err := pool.Acquire(enter)
 	if err != nil {
 		return nil, db.failure(ctx, t, err)
 	}
@@ -270,6 +270,7 @@ func (db *TenantDB) startClosing() {
 			db.shared.Close()
 			db.isolated.wait()
 			db.budget.wait()
+			db.background.Wait()
 		}()
 	})
 }

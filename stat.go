@@ -12,8 +12,12 @@ import (
 // over the shared pool and all isolated pools; cumulative counts keep those of pools that have been
 // closed. The Admin pool has its own Stat.
 type Stat struct {
-	sum   counters
-	pools []PoolStat
+	sum                            counters
+	pools                          []PoolStat
+	opened, evicted, failed        int64
+	bound                          int64
+	directoryHits, directoryMisses int64
+	waits                          WaitHistogram
 }
 
 // counters are the numbers of a pgxpool.Stat.
@@ -65,6 +69,40 @@ func (s *Stat) MaxLifetimeDestroyCount() int64 { return s.sum.maxLifetimeDestroy
 // NewConnsCount returns the cumulative count of connections opened.
 func (s *Stat) NewConnsCount() int64 { return s.sum.newConnsCount }
 
+// BoundCount returns the cumulative count of times a tenant was bound: once for each statement outside of a transaction,
+// for each transaction, and for each batch. It costs no round trip.
+func (s *Stat) BoundCount() int64 { return s.bound }
+
+// DirectoryHitCount returns the cumulative count of checkouts whose tenant Config.Directory knew by heart, as a Peeker.
+func (s *Stat) DirectoryHitCount() int64 { return s.directoryHits }
+
+// DirectoryMissCount returns the cumulative count of checkouts that called Lookup of Config.Directory, or joined
+// others that had.
+func (s *Stat) DirectoryMissCount() int64 { return s.directoryMisses }
+
+// OpenedPoolsCount returns the cumulative count of isolated pools that were opened.
+func (s *Stat) OpenedPoolsCount() int64 { return s.opened }
+
+// EvictedPoolsCount returns the cumulative count of isolated pools that were opened and have been told to close since,
+// for whatever reason.
+func (s *Stat) EvictedPoolsCount() int64 { return s.evicted }
+
+// FailedPoolsCount returns the cumulative count of isolated pools that could not be opened.
+func (s *Stat) FailedPoolsCount() int64 { return s.failed }
+
+// AcquireWaits returns how long checkouts waited for a connection, or for their turn, whether they got it or not.
+// It is empty with Config.DisableLoad.
+func (s *Stat) AcquireWaits() WaitHistogram {
+	return WaitHistogram{slices.Clone(s.waits.Bounds), slices.Clone(s.waits.Counts), s.waits.Sum}
+}
+
+// WaitHistogram counts waits by their length.
+type WaitHistogram struct {
+	Bounds []time.Duration // upper bounds, themselves included, in ascending order
+	Counts []int64         // one for each of Bounds, of what is above the bound before it, and one for what is above all
+	Sum    time.Duration   // of all waits
+}
+
 // RefusedAcquireCount returns the cumulative count of acquires that were refused with ErrTenantOverloaded.
 func (s *Stat) RefusedAcquireCount() int64 { return s.sum.refused }
 
@@ -113,12 +151,15 @@ func (db *TenantDB) Stat() *Stat {
 	if limit := db.config.MaxConns; limit > 0 {
 		stat.sum.maxConns = min(stat.sum.maxConns, limit)
 	}
+	stat.bound = db.load.bound()
+	stat.directoryHits, stat.directoryMisses = db.lookups.hits.Load(), db.lookups.misses.Load()
+	stat.waits = db.load.histogram(stat.sum.acquireCount)
 	return stat
 }
 
 func (s *isolatedPools) stat() *Stat {
 	s.mu.Lock()
-	stat := &Stat{sum: s.retired}
+	stat := &Stat{sum: s.retired, opened: s.opened, evicted: s.evicted, failed: s.failures}
 	for _, p := range s.open.Values() {
 		stat.addPool(p, PoolOpen)
 	}

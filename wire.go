@@ -29,7 +29,8 @@ type wireConn struct {
 	keepsPrepared bool // false behind a pooler that may switch servers between transactions
 	strict        bool // clean at every change of tenant, whatever was seen
 
-	permit permit // of the gate before the pool
+	permit permit    // of the gate before the pool
+	meter  connMeter // of what runs on it
 
 	writer wireWriter // of the one writing
 	rmu    sync.Mutex // held while reading
@@ -81,7 +82,8 @@ func newWireConn(conn net.Conn, keepsPrepared, strict bool) *wireConn {
 
 // install puts wireConns under the connections of config and has each checkout bound to what resolve
 // makes of its context. An error of resolve fails the checkout and leaves the connection as it was.
-func (b *binder) install(config *pgxpool.Config, resolve func(context.Context) (*binding, error)) {
+// What runs on the connections is told to load, which may be nil.
+func (b *binder) install(config *pgxpool.Config, load *loadMeter, resolve func(context.Context) (*binding, error)) {
 	cc := config.ConnConfig
 	// In the other modes the caller expects a pooler that knows no prepared statements, or does without them.
 	keepsPrepared := cc.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement || cc.DefaultQueryExecMode == pgx.QueryExecModeDescribeExec
@@ -97,7 +99,9 @@ func (b *binder) install(config *pgxpool.Config, resolve func(context.Context) (
 		if _, twice := conn.(*wireConn); twice {
 			return conn, errors.New("pgxtenant: Bind was called twice on this config")
 		}
-		return newWireConn(conn, keepsPrepared, b.strict), nil
+		w := newWireConn(conn, keepsPrepared, b.strict)
+		w.meter.load = load
+		return w, nil
 	}
 
 	guardConnections(config)
@@ -118,7 +122,11 @@ func (b *binder) install(config *pgxpool.Config, resolve func(context.Context) (
 		if ok, err := w.assign(bd); !ok || err != nil || then == nil {
 			return ok, err
 		}
-		return then(ctx, conn)
+		ok, err = then(ctx, conn)
+		if !ok || err != nil {
+			w.meter.released()
+		}
+		return ok, err
 	}
 }
 
@@ -132,6 +140,7 @@ func (w *wireConn) assign(bd *binding) (bool, error) {
 	}
 	switch {
 	case w.current == nil:
+		w.meter.begin()
 		w.setup, w.dirty = w.dirty, 0
 		if w.strict && w.setup != 0 {
 			return false, errors.New("pgxtenant: an AfterConnect hook left state on the session, which the strict setting would erase; set it by RuntimeParams or ALTER ROLE instead")
@@ -154,6 +163,7 @@ func (w *wireConn) assign(bd *binding) (bool, error) {
 		}
 	}
 	w.current = bd
+	w.meter.holder.Store(bd)
 	return true, nil
 }
 
@@ -165,6 +175,7 @@ func (w *wireConn) Close() error {
 	w.settled.Broadcast()
 	gate := w.permit.gate
 	w.mu.Unlock()
+	w.meter.end()
 	if gate != nil {
 		gate.gone(&w.permit)
 		if watch := w.permit.watch.Load(); watch != nil {

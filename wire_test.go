@@ -58,7 +58,7 @@ func poolWith(t testing.TB, url string, o binderOptions, adjust ...func(*pgxpool
 	}
 	b, err := newBinder(o)
 	require.NoError(t, err)
-	b.install(config, b.resolve)
+	b.install(config, nil, b.resolve)
 	pool, err := pgxpool.NewWithConfig(context.Background(), config)
 	require.NoError(t, err)
 	t.Cleanup(func() { closeSoon(t, pool.Close) })

@@ -264,6 +264,7 @@ func (w *wireConn) appendPrefix(dst []byte, s *segment) []byte {
 	add(b.shape.prepare, b.exec, b.shape.bit)
 	s.inserts = append(s.inserts, in)
 	w.need = false
+	w.meter.bound.Add(1)
 	return dst
 }
 
@@ -380,6 +381,7 @@ func (w *wireConn) sendSplit(e *edit, at int, text string, s *segment) bool {
 
 // appendQuery replaces the Query message at data[at] by one whose text has a binding at each offset.
 func (w *wireConn) appendQuery(e *edit, at int, text string, s *segment, offsets []int) {
+	w.meter.bound.Add(int64(len(offsets)))
 	clean, replies := "", 1
 	cleans := w.stale &^ w.cleaned
 	if cleans != 0 {

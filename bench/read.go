@@ -18,6 +18,7 @@ var Read = Job{
 		{What: "row tenant", Base: "pool", Way: "tenant", Limit: 1.25, Allocs: 4},
 		{What: "row tenant against the batch recipe", Base: "batch", Way: "tenant", Limit: 1, Allocs: 4, AllocBase: "pool"},
 		{What: "row tenant, WithTenant anew each time", Base: "pool", Way: "fresh", Allocs: noLimit},
+		{What: "row tenant, against Config.DisableLoad", Base: "uncounted", Way: "tenant", Allocs: 0},
 		{What: "row tenant, context.Background in both", Base: "poolbackground", Way: "background", Allocs: noLimit},
 		{What: "recipe: one batch of set_config and the query", Base: "pool", Way: "batch", Allocs: noLimit},
 		{What: "recipe: set_config in a PrepareConn hook", Base: "pool", Way: "hook", Allocs: noLimit},
@@ -180,6 +181,9 @@ func openRead(ctx context.Context, l *Lab, at place) (ways []Way, err error) {
 		return pgxtenant.Tenant{ID: ids[i], Isolation: pgxtenant.IsolationSchema}
 	})
 	if _, err = bound("schema", withSchema, nil); err != nil {
+		return ways, err
+	}
+	if _, err = bound("uncounted", rows(), func(c *pgxtenant.Config) { c.DisableLoad = true }); err != nil {
 		return ways, err
 	}
 	if _, err = bound("strict", rows(), func(c *pgxtenant.Config) { c.Strict = true }); err != nil {

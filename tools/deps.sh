@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what the tests need and this machine lacks: PostgreSQL's programs (a
-# running Docker engine will do), PgBouncer, Redis, and a C compiler for the race detector.
+# running Docker engine will do), PgBouncer, Redis, Chromium, and a C compiler for the race detector.
 # Says what it installs, and nothing when all is there.
 set -eu
 
@@ -23,6 +23,15 @@ have_redis() {
 	command -v redis-server >/dev/null
 }
 
+# One that starts: where Ubuntu has no snap, its packages of Chromium are stubs. Where debug_test.go looks too.
+have_browser() {
+	for browser in "${CHROMIUM:-}" chromium google-chrome google-chrome-stable chromium-browser chrome \
+		"/Applications/Google Chrome.app/Contents/MacOS/Google Chrome" /Applications/Chromium.app/Contents/MacOS/Chromium; do
+		[ -n "$browser" ] && "$browser" --version >/dev/null 2>&1 && return
+	done
+	return 1
+}
+
 have_compiler() {
 	command -v "${CC:-gcc}" >/dev/null || command -v clang >/dev/null
 }
@@ -38,21 +47,49 @@ as_root() {
 	fi
 }
 
+apt_install() {
+	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+}
+
+# Ubuntu has Chromium as a snap only, which does not run in containers: Google's own package does.
+install_chrome() {
+	[ "$(dpkg --print-architecture)" = amd64 ] || return 1
+	echo "deps: installing google-chrome-stable from dl.google.com"
+	command -v curl >/dev/null || apt_install curl ca-certificates || return 1
+	folder=$(mktemp -d)
+	chmod 755 "$folder" # apt reads it as a user of its own
+	curl -fsSL --connect-timeout 20 -o "$folder/chrome.deb" https://dl.google.com/linux/direct/google-chrome-stable_current_amd64.deb &&
+		apt_install "$folder/chrome.deb"
+	status=$?
+	rm -rf "$folder"
+	return $status
+}
+
 missing=
 if command -v apt-get >/dev/null; then
 	have_postgres || missing="$missing postgresql"
 	have_pgbouncer || missing="$missing pgbouncer"
 	have_redis || missing="$missing redis-server"
 	have_compiler || missing="$missing gcc libc6-dev"
-	[ -n "$missing" ] || exit 0
-	echo "deps: installing$missing with apt-get"
+	chrome=
+	if ! have_browser; then
+		if grep -qE '^ID(_LIKE)?=.*ubuntu' /etc/os-release; then chrome=1; else missing="$missing chromium"; fi
+	fi
+	[ -n "$missing$chrome" ] || exit 0
 	as_root apt-get update -qq
-	# shellcheck disable=SC2086 # a list
-	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
+	if [ -n "$missing" ]; then
+		echo "deps: installing$missing with apt-get"
+		# shellcheck disable=SC2086 # a list
+		apt_install $missing
+	fi
+	[ -z "$chrome" ] || install_chrome || true
+	# All else can be tested without.
+	have_browser || echo "deps: found no Chromium to install that starts, so TestDebugPageInABrowser will fail; install one, or name it in CHROMIUM" >&2
 elif command -v brew >/dev/null; then
 	have_postgres || missing="$missing postgresql@17"
 	have_pgbouncer || missing="$missing pgbouncer"
 	have_redis || missing="$missing redis"
+	have_browser || missing="$missing google-chrome"
 	[ -n "$missing" ] || exit 0
 	echo "deps: installing$missing with brew"
 	# shellcheck disable=SC2086 # a list
@@ -61,6 +98,7 @@ else
 	have_postgres || missing="$missing PostgreSQL (or Docker),"
 	have_pgbouncer || missing="$missing PgBouncer,"
 	have_redis || missing="$missing Redis,"
+	have_browser || missing="$missing Chromium,"
 	have_compiler || missing="$missing a C compiler (or make RACE=),"
 	[ -n "$missing" ] || exit 0
 	echo "deps: neither apt-get nor brew here; please install:${missing%,}" >&2

@@ -1,0 +1,49 @@
+//go:build !race
+
+package pgxtenant
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+func TestAMillionOperationsOfAHundredThousandTenants(t *testing.T) { sketched(t, 1_000_000, 100_000) }
+
+// What a statement costs the meter, without the statement: tenants in turn, those that have places and those that must
+// take another's.
+func BenchmarkLoad(b *testing.B) {
+	tag := pgconn.NewCommandTag("SELECT 1")
+	for _, tenants := range []int{1, LoadTenants, 100_000} {
+		bindings := make([]*binding, tenants)
+		for i := range bindings {
+			bindings[i] = testBinding(fmt.Sprintf("t%06d", i), Limits{})
+		}
+		b.Run(fmt.Sprint("tenants=", tenants), func(b *testing.B) {
+			m := &connMeter{load: newLoadMeter((&Config{}).withDefaults())}
+			m.begin()
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				m.holder.Store(bindings[i%tenants])
+				m.start(runsQuery)
+				m.stop(runsQuery, tag, nil)
+				i++
+			}
+		})
+	}
+	b.Run("Load", func(b *testing.B) {
+		l := newLoadMeter((&Config{}).withDefaults())
+		for i := range 40 * 5_000 {
+			l.charge(fmt.Sprint("t", i*7919%10_000), &Usage{Time: time.Duration(i)})
+			if i%5_000 == 0 {
+				l.tick()
+			}
+		}
+		for b.Loop() {
+			l.snapshot()
+		}
+	})
+}

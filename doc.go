@@ -92,6 +92,11 @@
 // While there are not enough connections for all, tenants take turns, by connection time, where pgxpool serves
 // who came first. Config.Limits gives their weights and bounds, by plan for instance; Config.ArrivalOrder turns it off.
 //
+// # Load
+//
+// [TenantDB.Load] tells what each tenant has the database do, [TenantDB.Stat] what pools do, and [TenantDB.DebugHandler]
+// shows both on a page. A tenant that takes a large share of the shared database is told to Config.OnHeavyTenant.
+//
 // # Errors
 //
 // A failure to find, admit or connect a tenant is a [*TenantError], which tells the tenant and the step. Ask

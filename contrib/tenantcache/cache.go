@@ -59,7 +59,7 @@ type Config[V any] struct {
 
 func (c *Config[V]) problems() (problems []error) {
 	if c.Namespace == "" {
-		problems = append(problems, errors.New("Namespace is empty; it is required"))
+		problems = append(problems, errors.New("the Namespace is empty; it is required"))
 	}
 	for _, d := range []struct {
 		name  string

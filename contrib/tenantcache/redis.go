@@ -85,11 +85,11 @@ type RedisConfig struct {
 func (c *RedisConfig) problems() (problems []error) {
 	for _, r := range c.Prefix {
 		if !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("_.:-", r)) {
-			problems = append(problems, fmt.Errorf("Prefix has %q; want letters, digits and _ . : - only", r))
+			problems = append(problems, fmt.Errorf("the Prefix has %q; want letters, digits and _ . : - only", r))
 		}
 	}
 	if c.Timeout < 0 {
-		problems = append(problems, fmt.Errorf("Timeout is %v; want 0 or more", c.Timeout))
+		problems = append(problems, fmt.Errorf("the Timeout is %v; want 0 or more", c.Timeout))
 	}
 	if c.BreakerPause < 0 {
 		problems = append(problems, fmt.Errorf("BreakerPause is %v; want 0 or more", c.BreakerPause))

@@ -280,6 +280,7 @@ func TestALostListenerComesBackAndForgetsWhatItMayHaveMissed(t *testing.T) {
 	d.SuperExec("select pg_terminate_backend(pid) from pg_stat_activity where query ilike 'listen pgx%' and datname = current_database(); update pgxtenant.tenant set plan = 'one'")
 	eventually(t, "the missed change is seen", func() bool { return plan() == "one" })
 	listening(t, r)
+	require.Equal(t, "one", plan(), "in memory from here on: what was read before may have been forgotten")
 
 	require.NoError(t, s.Stop())
 	require.Equal(t, "one", plan(), "what is in memory is served for TTL")

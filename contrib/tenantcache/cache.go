@@ -264,8 +264,8 @@ type hit[V any] struct {
 
 // find looks for e and counts what it finds.
 func (c *Cache[V]) find(ctx context.Context, e *entry) (h hit[V], err error) {
-	if h.found, err = c.store.look(ctx, e); err == nil {
-		c.read(e, &h)
+	if h.found, err = c.store.look(ctx, e); err == nil && !c.read(e, &h) && len(h.raw) > 0 && h.raw[0] != kindDeleted {
+		c.core.stale.Add(1)
 	}
 	if h.ok {
 		c.core.hits.Add(1)
@@ -275,21 +275,18 @@ func (c *Cache[V]) find(ctx context.Context, e *entry) (h hit[V], err error) {
 	return h, err
 }
 
-// read makes h.found a value or an error.
-func (c *Cache[V]) read(e *entry, h *hit[V]) {
+// read makes h.found a value or an error, if it is e's and valid, and the codec reads it. It reports the former.
+func (c *Cache[V]) read(e *entry, h *hit[V]) bool {
 	kind, payload, ok := h.open(e)
 	if !ok {
-		if len(h.raw) > 0 && h.raw[0] != kindDeleted {
-			c.core.stale.Add(1)
-		}
-		return
+		return false
 	}
 	var err error
 	if h.value, h.err, err = c.decode(kind, payload); err != nil {
 		c.core.undecodable.Add(1)
-		return
 	}
-	h.ok = true
+	h.ok = err == nil
+	return true
 }
 
 // decode returns a value or a remembered error.

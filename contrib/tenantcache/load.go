@@ -46,6 +46,10 @@ func (c *Cache[V]) GetOrLoad(ctx context.Context, key string, ttl time.Duration,
 	}
 	if err == nil && !h.known {
 		h.generations, err = c.store.ensure(ctx, e, c.keep(ttl))
+		// A Cluster's nodes may answer of different moments: no generations yet, and an entry that is of these.
+		if err == nil && c.read(e, &h) && h.ok {
+			return h.value, h.err
+		}
 	}
 	switch {
 	case err == nil:

@@ -3,8 +3,8 @@ package tenantcache_test
 import (
 	"context"
 	"fmt"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -61,12 +61,7 @@ func newRedis(t testing.TB, config tenantcache.RedisConfig) *tenantcache.Redis {
 
 func newRedisOn(t testing.TB, client redis.UniversalClient, config tenantcache.RedisConfig) *tenantcache.Redis {
 	t.Helper()
-	config.Prefix = strings.Map(func(r rune) rune {
-		if strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", r) {
-			return r
-		}
-		return '.'
-	}, t.Name())
+	config.Prefix = prefixOf(t)
 	if config.Timeout == 0 {
 		config.Timeout = slow
 	}
@@ -74,6 +69,21 @@ func newRedisOn(t testing.TB, client redis.UniversalClient, config tenantcache.R
 	require.NoError(t, err)
 	t.Cleanup(store.Close)
 	return store
+}
+
+// prefixes holds the runs of tests that have one, so that no run finds what another has left.
+var (
+	prefixes sync.Map // of testing.TB
+	runs     atomic.Int64
+)
+
+// prefixOf returns the prefix of all that this run of the test keeps in Redis.
+func prefixOf(t testing.TB) string {
+	run, ok := prefixes.Load(t)
+	if !ok {
+		run, _ = prefixes.LoadOrStore(t, fmt.Sprint("run", runs.Add(1)))
+	}
+	return run.(string)
 }
 
 func newMemory(t testing.TB, config tenantcache.MemoryConfig) *tenantcache.Memory {

@@ -11,7 +11,7 @@ FUZZTIME ?= 10s
 # Ends with the line "N passed, N failed, N skipped".
 test: deps
 	@go test -count=1 -run '^(TestCheckoutAllocations|TestStatementAllocations|TestAnIdlePoolIsSmall|TestAMillion.*|TestTenThousandTenantsWaiting)$$' . # not to be told under -race
-	@go run tools/gotest/main.go $(RACE)
+	@go run tools/gotest/main.go $(RACE) -timeout 14m
 
 demo: deps
 	@go run ./examples/quickstart

@@ -516,7 +516,7 @@ func TestFairStress(t *testing.T) {
 				return Limits{MaxWaiting: 6, Weight: float64(t.ID[0] - 'a'), HoldLimit: time.Minute}
 			}
 		})
-		length := 5 * time.Second
+		length := 2 * time.Second
 		if testing.Short() {
 			length = time.Second
 		}

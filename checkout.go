@@ -46,27 +46,46 @@ type checkouts struct {
 	waiting map[*checkout]struct{}
 }
 
-// hook has the checkouts of the pool that is made from config begin and end here, whoever has the pool.
-func (s *checkouts) hook(config *pgxpool.Config) {
-	config.ConnConfig.Tracer = &checkoutTracer{QueryTracer: config.ConnConfig.Tracer, set: s}
+// hook has the checkouts of the pool that is made from config begin and end here, whoever has the pool, and go through
+// gate, which may be nil. It comes after the binding, which both ask for the tenant, and before the budget.
+func (s *checkouts) hook(config *pgxpool.Config, gate *turnstile) {
+	t := &checkoutTracer{QueryTracer: config.ConnConfig.Tracer, set: s, gate: gate}
+	t.acquire, _ = t.QueryTracer.(pgxpool.AcquireTracer)
+	t.release, _ = t.QueryTracer.(pgxpool.ReleaseTracer)
+	config.ConnConfig.Tracer = t
 }
 
-// checkoutTracer wraps the contexts of checkouts. Only the pool sees it; connections have a guard.
+// checkoutTracer wraps the contexts of checkouts, and tells the gate when they begin and end. pgxpool calls it in the goroutine of
+// the checkout, before its own queue, and whatever comes of it; not for AcquireAllIdle, and not for Hijack. Only the
+// pool sees it; connections have a guard.
 type checkoutTracer struct {
-	pgx.QueryTracer // the config's own; may be nil
-	set             *checkouts
+	pgx.QueryTracer // the config's own; may be nil, and so may what else it is
+	acquire         pgxpool.AcquireTracer
+	release         pgxpool.ReleaseTracer
+
+	set  *checkouts
+	gate *turnstile // nil with Config.ArrivalOrder
 }
 
 func (t *checkoutTracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data pgxpool.TraceAcquireStartData) context.Context {
-	if traced, ok := t.QueryTracer.(pgxpool.AcquireTracer); ok {
-		ctx = traced.TraceAcquireStart(ctx, pool, data)
+	if t.acquire != nil {
+		ctx = t.acquire.TraceAcquireStart(ctx, pool, data)
 	}
-	return t.set.begin(ctx)
+	c := t.set.begin(ctx)
+	if t.gate == nil {
+		return c
+	}
+	return t.gate.enter(c, pool)
 }
 
 func (t *checkoutTracer) TraceAcquireEnd(ctx context.Context, pool *pgxpool.Pool, data pgxpool.TraceAcquireEndData) {
-	if traced, ok := t.QueryTracer.(pgxpool.AcquireTracer); ok {
-		traced.TraceAcquireEnd(ctx, pool, data)
+	if t.gate != nil {
+		t.gate.acquired(ctx, data.Conn)
+	} else if data.Conn != nil {
+		holds(data.Conn)
+	}
+	if t.acquire != nil {
+		t.acquire.TraceAcquireEnd(ctx, pool, data)
 	}
 	c := checkoutOf(ctx)
 	if since := c.since.Load(); since != 0 {
@@ -76,11 +95,26 @@ func (t *checkoutTracer) TraceAcquireEnd(ctx context.Context, pool *pgxpool.Pool
 }
 
 func (t *checkoutTracer) TraceRelease(pool *pgxpool.Pool, data pgxpool.TraceReleaseData) {
-	if traced, ok := t.QueryTracer.(pgxpool.ReleaseTracer); ok {
-		traced.TraceRelease(pool, data)
+	if t.release != nil {
+		t.release.TraceRelease(pool, data)
 	}
-	if w, ok := data.Conn.PgConn().Conn().(*wireConn); ok {
-		w.meter.released()
+	w, ok := data.Conn.PgConn().Conn().(*wireConn)
+	if !ok {
+		return
+	}
+	w.meter.released()
+	if t.gate != nil {
+		t.gate.released(&w.permit)
+		w.permit.unwatch()
+	} else {
+		w.permit.holder.Store(nil)
+	}
+}
+
+// holds notes who has conn where no gate does.
+func holds(conn *pgx.Conn) {
+	if w, ok := conn.PgConn().Conn().(*wireConn); ok {
+		w.permit.holder.Store(w.current)
 	}
 }
 

@@ -12,34 +12,35 @@ import (
 
 // turnstile lets checkouts into one pool, as many as it has connections, in the order of a fairQueue. A checkout
 // takes a permit before the pool looks for a connection and keeps it until the connection is returned or
-// closed. It works by the pool's tracer (fair_hooks.go), so it holds for everybody who has the pool.
+// closed. It works by the pool's tracer (checkout.go), so it holds for everybody who has the pool.
 //
 // While nobody waits it only counts permits, in an atomic: who has them is not known, and nobody is charged
 // for having them. The first checkout that finds none begins a period: the connections are asked
 // who holds them, and from then on all is done under mu, with the tenant at hand, until nobody waits.
 type turnstile struct {
-	max     int64
+	max int64
+
+	// state is the number of permits out, times two, plus one during a period. It changes under mu
+	// then, and by anybody otherwise.
+	state atomic.Int64
+
 	resolve func(context.Context) (*binding, error)
 	closing <-chan struct{} // of the TenantDB
 	log     *slog.Logger
 	epoch   time.Time
 	refused atomic.Int64 // checkouts, by limits
 
-	// state is the number of permits out, times two, plus one during a period. It changes under mu
-	// then, and by anybody otherwise.
-	state atomic.Int64
-
 	// mu guards what follows, and the fields of permits and tickets that say so. Of the pool only Stat is
 	// called under it, and no function of the user's.
-	mu       sync.Mutex
-	acquired func() int // connections, as far as the pool knows; nil before the first period
-	permits  []*permit  // of all connections
-	queue    fairQueue  // empty outside of a period
-	period   int64      // counts them
-	counted  int        // permits that the queue knows the holders of
-	away     int        // permits that went with hijacked connections: they are not in state
-	timer    *time.Timer
-	timerAt  time.Duration // when timer fires; 0 if it does not
+	mu      sync.Mutex
+	busy    func() int // connections, as far as the pool knows; nil before the first period
+	permits []*permit  // of all connections
+	queue   fairQueue  // empty outside of a period
+	period  int64      // counts them
+	counted int        // permits that the queue knows the holders of
+	away    int        // permits that went with hijacked connections: they are not in state
+	timer   *time.Timer
+	timerAt time.Duration // when timer fires; 0 if it does not
 }
 
 const (
@@ -148,8 +149,8 @@ func (g *turnstile) enqueue(t *ticket, bd *binding, pool *pgxpool.Pool) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := g.now()
-	if g.acquired == nil {
-		g.acquired = func() int { return int(pool.Stat().AcquiredConns()) }
+	if g.busy == nil {
+		g.busy = func() int { return int(pool.Stat().AcquiredConns()) }
 	}
 	if !g.inPeriod() {
 		g.beginLocked()
@@ -364,7 +365,7 @@ func (g *turnstile) beginLocked() {
 // those that are checked out as far as is known, it has fewer. That is never too many, since a
 // connection has its permit for less long than it counts as acquired.
 func (g *turnstile) findHijackedLocked() {
-	if missing := g.counted - g.acquired(); missing > g.away {
+	if missing := g.counted - g.busy(); missing > g.away {
 		g.state.Add(int64(g.away-missing) * permitOut)
 		g.away = missing
 	}

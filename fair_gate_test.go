@@ -54,7 +54,7 @@ type gateModel struct {
 
 func newGateModel(t testing.TB, max int32, share float64) *gateModel {
 	m := &gateModel{t: t, g: newTurnstile(&Config{MaxShare: share}, max, nil, nil)}
-	m.g.acquired = func() int { return len(m.inUse) }
+	m.g.busy = func() int { return len(m.inUse) }
 	m.g.timerAt = 1 // no timer but that of the steps
 	for i := range 5 {
 		m.bindings = append(m.bindings, testBinding(string(rune('a'+i)), Limits{MaxWaiting: 20, Weight: float64(i)}))
@@ -266,7 +266,7 @@ func gateCheckouts(t *testing.T, checkouts int) {
 		conns <- &permit{gate: g}
 	}
 	var acquired, inside, beyond, refused, done atomic.Int64
-	g.acquired = func() int { return int(acquired.Load()) }
+	g.busy = func() int { return int(acquired.Load()) }
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
@@ -318,7 +318,7 @@ func gateCheckouts(t *testing.T, checkouts int) {
 func TestGateWithAFlood(t *testing.T) {
 	t.Parallel()
 	g := newTurnstile(&Config{MaxShare: DefaultMaxShare}, 8, nil, nil)
-	g.acquired = func() int { return 8 }
+	g.busy = func() int { return 8 }
 	flood := testBinding("flood", Limits{MaxWaiting: -1})
 	var inside []*ticket
 	push := func(bd *binding) *ticket {
@@ -354,7 +354,7 @@ func TestGateClose(t *testing.T) {
 	bd := testBinding("a", Limits{})
 	closing := make(chan struct{})
 	g := newTurnstile(&Config{MaxShare: 1}, 1, closing, func(context.Context) (*binding, error) { return bd, nil })
-	g.acquired = func() int { return 1 }
+	g.busy = func() int { return 1 }
 	require.True(t, g.tryEnter())
 	results := make(chan context.Context)
 	for range 10 {
@@ -379,7 +379,7 @@ func TestGateRefusesWhatTakesTooLong(t *testing.T) {
 	t.Parallel()
 	bd := testBinding("a", Limits{MaxWait: 20 * time.Millisecond})
 	g := newTurnstile(&Config{MaxShare: 1}, 1, nil, func(context.Context) (*binding, error) { return bd, nil })
-	g.acquired = func() int { return 1 }
+	g.busy = func() int { return 1 }
 	require.True(t, g.tryEnter())
 	refused := func(ctx context.Context) *OverloadError {
 		var overload *OverloadError

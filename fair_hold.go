@@ -49,6 +49,13 @@ func (w *holdWatch) expire() {
 	w.log.Warn("connection held too long", report...)
 }
 
+// unwatch ends the watch of who has p, if there is one.
+func (p *permit) unwatch() {
+	if w := p.watch.Load(); w != nil {
+		w.end()
+	}
+}
+
 // end ends the watch. It may be called when there is none.
 func (w *holdWatch) end() {
 	w.mu.Lock()

@@ -7,63 +7,15 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// hook puts the gate before the pool that is made from config. It comes after the binding, which it asks
-// for the tenant, and before the budget.
-func (g *turnstile) hook(config *pgxpool.Config) {
-	if g == nil {
-		return
-	}
-	tracer := config.ConnConfig.Tracer
-	config.ConnConfig.Tracer = &turnstileTracer{QueryTracer: tracer, gate: g}
-
-	beforeConnect := config.BeforeConnect
-	config.BeforeConnect = func(ctx context.Context, cc *pgx.ConnConfig) error {
-		cc.Tracer = tracer // the pool has taken its part of turnstileTracer; connections need none
-		if beforeConnect != nil {
-			return beforeConnect(ctx, cc)
-		}
-		return nil
-	}
-}
-
-// turnstileTracer tells the gate when checkouts begin and end. pgxpool calls it in the goroutine of the checkout, before
-// its own queue, and whatever comes of it; not for AcquireAllIdle, and not for Hijack.
-type turnstileTracer struct {
-	pgx.QueryTracer
-	gate *turnstile
-}
-
-func (t *turnstileTracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data pgxpool.TraceAcquireStartData) context.Context {
-	if traced, ok := t.QueryTracer.(pgxpool.AcquireTracer); ok {
-		ctx = traced.TraceAcquireStart(ctx, pool, data)
-	}
-	return t.gate.enter(ctx, pool)
-}
-
-func (t *turnstileTracer) TraceAcquireEnd(ctx context.Context, pool *pgxpool.Pool, data pgxpool.TraceAcquireEndData) {
-	entered := ctx
+// acquired ends a checkout that entered with ctx, as its end finds it, and came to conn, or to none.
+func (g *turnstile) acquired(ctx context.Context, conn *pgx.Conn) {
 	if a, ok := ctx.(*admission); ok {
-		entered = a.Context // the budget's, which comes after the gate
+		ctx = a.Context // the budget's, which comes after the gate
 	}
-	p, bd := t.gate.permitOf(data.Conn)
-	t.gate.came(entered, p, bd)
+	p, bd := g.permitOf(conn)
+	g.came(ctx, p, bd)
 	if p != nil && bd.limits.HoldLimit > 0 {
 		p.watch.Load().begin(bd)
-	}
-	if traced, ok := t.QueryTracer.(pgxpool.AcquireTracer); ok {
-		traced.TraceAcquireEnd(ctx, pool, data)
-	}
-}
-
-func (t *turnstileTracer) TraceRelease(pool *pgxpool.Pool, data pgxpool.TraceReleaseData) {
-	if traced, ok := t.QueryTracer.(pgxpool.ReleaseTracer); ok {
-		traced.TraceRelease(pool, data)
-	}
-	if w, ok := data.Conn.PgConn().Conn().(*wireConn); ok {
-		t.gate.released(&w.permit)
-		if watch := w.permit.watch.Load(); watch != nil {
-			watch.end()
-		}
 	}
 }
 
@@ -94,11 +46,10 @@ func (g *turnstile) permitOf(conn *pgx.Conn) (*permit, *binding) {
 
 // borrowed takes permits for connections that came from AcquireAllIdle.
 func (g *turnstile) borrowed(conns []*pgxpool.Conn) {
-	if g == nil {
-		return
-	}
 	for _, conn := range conns {
-		if p, bd := g.permitOf(conn.Conn()); p != nil {
+		if g == nil {
+			holds(conn.Conn())
+		} else if p, bd := g.permitOf(conn.Conn()); p != nil {
 			g.borrow(p, bd)
 		}
 	}

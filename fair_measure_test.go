@@ -21,7 +21,7 @@ func TestAMillionCheckouts(t *testing.T) { gateCheckouts(t, 1_000_000) }
 func TestTenThousandTenantsWaiting(t *testing.T) { // not beside others, whose memory would count
 	const tenants = 10_000
 	g := newTurnstile(&Config{MaxShare: 1}, 1, nil, nil)
-	g.acquired = func() int { return 1 }
+	g.busy = func() int { return 1 }
 	require.True(t, g.tryEnter())
 	bindings := make([]*binding, tenants)
 	for i := range bindings {

@@ -4,6 +4,7 @@ package pgxtenant
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,12 +23,12 @@ func BenchmarkLoad(b *testing.B) {
 			bindings[i] = testBinding(fmt.Sprintf("t%06d", i), Limits{})
 		}
 		b.Run(fmt.Sprint("tenants=", tenants), func(b *testing.B) {
-			m := &connMeter{load: newLoadMeter((&Config{}).withDefaults())}
+			m := &connMeter{load: newLoadMeter((&Config{}).withDefaults()), holder: &atomic.Pointer[binding]{}}
 			m.begin()
 			b.ReportAllocs()
 			i := 0
 			for b.Loop() {
-				m.holder.Store(bindings[i%tenants])
+				m.user = bindings[i%tenants]
 				m.start(runsQuery)
 				m.stop(runsQuery, tag, nil)
 				i++

@@ -281,14 +281,15 @@ func (l *loadMeter) bound() int64 {
 
 // connMeter is the part of a loadMeter that belongs to one connection.
 type connMeter struct {
-	load   *loadMeter              // nil if nothing is counted
-	holder atomic.Pointer[binding] // who has it checked out; nil while nobody has
-	since  atomic.Int64            // from when the statement that runs is still to be charged; 0 if none does
-	bound  atomic.Int64            // bindings sent
-
 	// Of the goroutine that has the connection.
+	user    *binding // whose statements are counted; nil while nobody has it
 	running statementKind
 	batch   Usage // of the batch that runs, so far
+
+	load   *loadMeter               // nil if nothing is counted
+	holder *atomic.Pointer[binding] // who has it checked out, as its permit knows
+	since  atomic.Int64             // from when the statement that runs is still to be charged; 0 if none does
+	bound  atomic.Int64             // bindings sent
 }
 
 type statementKind uint8
@@ -326,14 +327,14 @@ func (m *connMeter) end() {
 func (m *connMeter) released() {
 	if m.running != idle {
 		m.running = idle
-		m.settleTo(m.holder.Load(), &Usage{})
+		m.chargeUser(&Usage{})
 	}
-	m.holder.Store(nil)
+	m.user = nil
 }
 
 // start notes that something begins to run, unless it is a part of what runs already, as the preparing of a query is.
 func (m *connMeter) start(kind statementKind) {
-	if m.load == nil || m.load.disabled || m.running != idle || m.holder.Load() == nil {
+	if m.load == nil || m.load.disabled || m.running != idle || m.user == nil {
 		return
 	}
 	m.running = kind
@@ -366,12 +367,12 @@ func (m *connMeter) stop(kind statementKind, tag pgconn.CommandTag, err error) {
 		}
 		u.Errors = 1
 	}
-	m.settleTo(m.holder.Load(), &u)
+	m.chargeUser(&u)
 }
 
 func (m *connMeter) failed(err error) {
-	if bd := m.holder.Load(); bd != nil {
-		m.load.events.failed(bd.tenant.ID, err)
+	if m.user != nil {
+		m.load.events.failed(m.user.tenant.ID, err)
 	}
 }
 
@@ -388,15 +389,15 @@ func (m *connMeter) batched(tag pgconn.CommandTag, err error) {
 	}
 }
 
-// settleTo charges bd's tenant for u and for the time that has not been charged yet.
-func (m *connMeter) settleTo(bd *binding, u *Usage) {
+// chargeUser charges who has the connection for u and for the time that has not been charged yet.
+func (m *connMeter) chargeUser(u *Usage) {
 	now := m.load.clock()
 	if since := m.since.Swap(0); since != 0 {
 		u.Time = now - time.Duration(since)
 	}
-	if bd != nil {
-		u.shareTime(bd)
-		m.load.charge(bd.tenant.ID, u)
+	if m.user != nil {
+		u.shareTime(m.user)
+		m.load.charge(m.user.tenant.ID, u)
 	}
 }
 

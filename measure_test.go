@@ -94,7 +94,7 @@ func TestAnIdlePoolIsSmall(t *testing.T) { // nor beside others
 	open := func(id string) {
 		require.NoError(t, db.Ping(isolated(id, d.AppURL())))
 		db.isolated.mu.Lock()
-		p, _ := db.isolated.open.Peek(id)
+		p := db.isolated.open[id]
 		db.isolated.mu.Unlock()
 		p.pool.Reset()
 	}

@@ -1,17 +1,15 @@
 package pgxtenant
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"runtime/debug"
-	"strings"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/golang-lru/v2/simplelru"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -19,25 +17,28 @@ import (
 // is taken out of the set (evicted), then drains: it is closed when the last reference is gone, and
 // ends when the last connection is returned. It may be used by any number of goroutines.
 type isolatedPool struct {
-	set    *isolatedPools
-	tenant Tenant // as of the opening; its Plan and Settings may be outdated
+	set *isolatedPools
 
 	// Set when ready is closed: either err or the pool.
 	ready chan struct{}
-	err   error
 	pool  *pgxpool.Pool
-	gate  *turnstile // before the pool; nil with Config.ArrivalOrder
+	err   error
+
+	gate *turnstile // before the pool; nil with Config.ArrivalOrder
 
 	// first is the room under Config.MaxConns that the opening has waited for, and is now the first caller's.
 	first atomic.Pointer[admission]
 
 	// refs are calls of Acquire that are under way, and leases. While there are any, pgxpool's Close must
 	// not begin, for it would fail them; connections that are out need none, since Close waits for
-	// them. refs are only added under set.mu to a pool in the set, so none come to one that drains.
+	// them. Who adds one without holding set.mu looks at draining after, and gives it back if that is set.
 	refs     atomic.Int64
 	leases   atomic.Int32
 	draining atomic.Bool
-	lastUsed atomic.Int64 // nanoseconds since set.epoch
+	lastUse  atomic.Int64 // its number among all of set.uses
+	lastUsed atomic.Int64 // when a checkout began, or was seen under way, by set.clock
+
+	tenant Tenant // as of the opening; its Plan and Settings may be outdated
 
 	// Guarded by set.mu.
 	dropped bool               // evicted while being opened
@@ -51,16 +52,19 @@ type isolatedPool struct {
 type isolatedPools struct {
 	db    *TenantDB
 	epoch time.Time
+	clock atomic.Int64 // nanoseconds since epoch, as of the janitor's last look: reading the time takes as long as the rest of get
+	uses  atomic.Int64 // checkouts so far, but those in a row from one pool
 
-	// mu guards what follows. Nothing that blocks is done under it, and no function of the user's called.
+	// mu guards what follows. Nothing that blocks is done under it, and no function of the user's called. A
+	// checkout from the pool that served its tenant last time does without it.
 	mu                        sync.Mutex
-	open                      *simplelru.LRU[string, *isolatedPool] // by tenant ID; never filled beyond its size
-	opening                   map[string]*isolatedPool              // by tenant ID
-	others                    map[*isolatedPool]struct{}            // all that are not in open: opening and draining
-	failed                    map[string]failedOpening              // by tenant ID
-	retired                   counters                              // of pools that have ended
-	opened, evicted, failures int64                                 // pools so far
-	janitor                   bool                                  // has been started
+	open                      map[string]*isolatedPool   // by tenant ID; at most Config.MaxPools
+	opening                   map[string]*isolatedPool   // by tenant ID
+	others                    map[*isolatedPool]struct{} // all that are not in open: opening and draining
+	failed                    map[string]failedOpening   // by tenant ID
+	retired                   counters                   // of pools that have ended
+	opened, evicted, failures int64                      // pools so far
+	janitor                   bool                       // has been started
 	closed                    bool
 
 	wg sync.WaitGroup // one for each pool until it has ended, and one for the janitor
@@ -84,24 +88,36 @@ const (
 
 func (s *isolatedPools) init(db *TenantDB) {
 	s.db, s.epoch = db, time.Now()
-	s.open, _ = simplelru.NewLRU[string, *isolatedPool](db.config.MaxPools, nil) // fails only below 1
+	s.uses.Store(1) // which no pool has noted yet
+	s.open = make(map[string]*isolatedPool)
 	s.opening = make(map[string]*isolatedPool)
 	s.others = make(map[*isolatedPool]struct{})
 	s.failed = make(map[string]failedOpening)
 }
 
-// get returns the open pool of t with a reference to it, opening it first if need be.
-func (s *isolatedPools) get(ctx context.Context, t *Tenant) (*isolatedPool, error) {
-	s.mu.Lock()
-	if p, ok := s.open.Get(t.ID); ok && p.tenant.ConnString == t.ConnString {
-		p.refs.Add(1)
-		s.mu.Unlock()
-		p.lastUsed.Store(int64(time.Since(s.epoch)))
+// get returns the open pool of bd's tenant with a reference to it, opening it first if need be.
+func (s *isolatedPools) get(ctx context.Context, bd *binding) (*isolatedPool, error) {
+	if p := bd.pool.Load(); p != nil && p.ref() {
+		p.used()
 		return p, nil
 	}
-	s.mu.Unlock()
+	p, err := s.find(ctx, bd)
+	if err != nil {
+		return nil, err
+	}
+	bd.pool.Store(p)
+	p.used()
+	return p, nil
+}
+
+// find is get for a tenant whose pool is not at hand.
+func (s *isolatedPools) find(ctx context.Context, bd *binding) (*isolatedPool, error) {
+	t := &bd.tenant
+	if p := s.peek(t); p != nil {
+		return p, nil
+	}
 	if err := ctx.Err(); err != nil {
-		return nil, s.db.failure(ctx, t, err)
+		return nil, s.db.failure(ctx, bd, err)
 	}
 	s.mu.Lock()
 	p, err := s.joinLocked(ctx, t)
@@ -115,7 +131,6 @@ func (s *isolatedPools) get(ctx context.Context, t *Tenant) (*isolatedPool, erro
 		if p.err != nil {
 			return nil, p.err
 		}
-		p.lastUsed.Store(int64(time.Since(s.epoch)))
 		return p, nil
 	case <-ctx.Done():
 		p.leave()
@@ -132,7 +147,7 @@ func (s *isolatedPools) joinLocked(ctx context.Context, t *Tenant) (*isolatedPoo
 	if s.closed {
 		return nil, ErrClosed
 	}
-	if p, ok := s.open.Get(t.ID); ok {
+	if p, ok := s.open[t.ID]; ok {
 		if p.tenant.ConnString == t.ConnString {
 			p.refs.Add(1)
 			return p, nil
@@ -154,7 +169,7 @@ func (s *isolatedPools) joinLocked(ctx context.Context, t *Tenant) (*isolatedPoo
 	}
 	// A place is only taken from another pool once this one is open, so that a server that does not answer
 	// costs nobody a pool. But there must be one to take.
-	if surplus := s.open.Len() + len(s.opening) + 1 - s.db.config.MaxPools; surplus > 0 && len(s.unusedLocked(surplus)) < surplus {
+	if surplus := len(s.open) + len(s.opening) + 1 - s.db.config.MaxPools; surplus > 0 && len(s.unusedLocked(surplus)) < surplus {
 		return nil, &TenantError{t.ID, "open pool", fmt.Errorf("%w: all %d that Config.MaxPools allows", ErrPoolsBusy, s.db.config.MaxPools)}
 	}
 
@@ -173,12 +188,22 @@ func (s *isolatedPools) joinLocked(ctx context.Context, t *Tenant) (*isolatedPoo
 func (s *isolatedPools) peek(t *Tenant) *isolatedPool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p, ok := s.open.Peek(t.ID)
+	p, ok := s.open[t.ID]
 	if !ok || p.tenant.ConnString != t.ConnString {
 		return nil
 	}
 	p.refs.Add(1)
 	return p
+}
+
+// ref takes a reference, and reports whether the pool is still to be used: one that drains is not.
+func (p *isolatedPool) ref() bool {
+	p.refs.Add(1)
+	if p.draining.Load() {
+		p.unref()
+		return false
+	}
+	return true
 }
 
 // unref gives a reference back.
@@ -241,7 +266,7 @@ func (p *isolatedPool) run(ctx context.Context) {
 		delete(s.others, p)
 		p.err = s.rememberLocked(p, err)
 	} else {
-		p.lastUsed.Store(int64(time.Since(s.epoch)))
+		p.used()
 		s.publishLocked(p)
 	}
 	s.mu.Unlock()
@@ -269,17 +294,16 @@ func (s *isolatedPools) publishLocked(p *isolatedPool) {
 		s.drainLocked(p)
 		return
 	}
-	for s.open.Len() >= s.db.config.MaxPools {
+	for len(s.open) >= s.db.config.MaxPools {
 		// If all are in use by now, the oldest goes: it serves those who have it to the end.
 		victim := s.unusedLocked(1)
 		if victim == nil {
-			_, oldest, _ := s.open.GetOldest()
-			victim = append(victim, oldest)
+			victim = s.byUseLocked()
 		}
 		s.retireLocked(victim[0], reasonFull)
 	}
 	delete(s.others, p)
-	s.open.Add(p.tenant.ID, p)
+	s.open[p.tenant.ID] = p
 }
 
 // rememberLocked keeps the failure of an opening, and returns it as those who wait for it are to see
@@ -310,7 +334,7 @@ func (s *isolatedPools) forgetFailuresLocked() {
 
 // unusedLocked returns up to n open pools that nobody uses, the least recently used first. mu must be held.
 func (s *isolatedPools) unusedLocked(n int) (unused []*isolatedPool) {
-	for _, p := range s.open.Values() {
+	for _, p := range s.byUseLocked() {
 		if !p.inUse() {
 			if unused = append(unused, p); len(unused) == n {
 				break
@@ -320,11 +344,30 @@ func (s *isolatedPools) unusedLocked(n int) (unused []*isolatedPool) {
 	return unused
 }
 
+// byUseLocked returns all open pools, the least recently used first. mu must be held. The order is made when it is
+// asked for, which only the opening of a pool does: a list would have to be kept in order by each checkout, under mu.
+func (s *isolatedPools) byUseLocked() []*isolatedPool {
+	type use struct {
+		at   int64 // which may change meanwhile
+		pool *isolatedPool
+	}
+	uses := make([]use, 0, len(s.open))
+	for _, p := range s.open {
+		uses = append(uses, use{p.lastUse.Load(), p})
+	}
+	slices.SortFunc(uses, func(a, b use) int { return cmp.Compare(a.at, b.at) })
+	pools := make([]*isolatedPool, len(uses))
+	for i, u := range uses {
+		pools[i] = u.pool
+	}
+	return pools
+}
+
 func (p *isolatedPool) inUse() bool { return p.refs.Load() > 0 || p.pool.Stat().AcquiredConns() > 0 }
 
 // retireLocked takes an open pool out of the set. mu must be held.
 func (s *isolatedPools) retireLocked(p *isolatedPool, reason string) {
-	s.open.Remove(p.tenant.ID)
+	delete(s.open, p.tenant.ID)
 	p.reason = reason
 	s.db.load.events.pool(p.tenant.ID, "closed: "+reason)
 	s.others[p] = struct{}{}
@@ -368,6 +411,7 @@ func (p *isolatedPool) end() {
 	p.set.mu.Lock()
 	delete(p.set.others, p)
 	p.set.retired.add(last)
+	p.pool, p.gate = nil, nil // bindings may keep p
 	p.set.mu.Unlock()
 }
 
@@ -375,7 +419,7 @@ func (s *isolatedPools) evict(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.failed, id)
-	if p, ok := s.open.Peek(id); ok {
+	if p, ok := s.open[id]; ok {
 		s.retireLocked(p, reasonEvicted)
 	}
 	if p, ok := s.opening[id]; ok {
@@ -388,7 +432,7 @@ func (s *isolatedPools) places(id string) map[string]string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	places := make(map[string]string)
-	for _, p := range s.open.Values() {
+	for _, p := range s.open {
 		if id == "" || p.tenant.ID == id {
 			places[p.tenant.ID] = p.tenant.ConnString
 		}
@@ -403,7 +447,7 @@ func (s *isolatedPools) places(id string) map[string]string {
 
 func (s *isolatedPools) reset() {
 	s.mu.Lock()
-	pools := s.open.Values()
+	pools := slices.Collect(maps.Values(s.open))
 	s.mu.Unlock()
 	for _, p := range pools {
 		p.pool.Reset()
@@ -415,7 +459,7 @@ func (s *isolatedPools) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	for _, p := range s.open.Values() {
+	for _, p := range s.open {
 		s.retireLocked(p, reasonClosed)
 	}
 	for _, p := range s.opening {
@@ -426,32 +470,60 @@ func (s *isolatedPools) close() {
 
 func (s *isolatedPools) wait() { s.wg.Wait() }
 
-// startJanitorLocked starts the goroutine that closes idle pools, with the first pool. mu must be held.
+// maxClockStep is how late isolatedPools.clock may be.
+const maxClockStep = time.Second
+
+// startJanitorLocked starts the goroutine that sets the clock and closes idle pools, with the first pool. mu must
+// be held.
 func (s *isolatedPools) startJanitorLocked() {
-	timeout := s.db.config.IdleTimeout
-	if s.janitor || timeout < 0 {
+	if s.janitor {
 		return
 	}
 	s.janitor = true
+	timeout, step := s.db.config.IdleTimeout, maxClockStep
+	if timeout >= 0 {
+		step = min(step, max(timeout/4, time.Millisecond))
+	}
+	s.setClock()
 	s.wg.Go(func() {
-		ticker := time.NewTicker(max(timeout/4, time.Millisecond))
+		ticker := time.NewTicker(step)
 		defer ticker.Stop()
+		looked := s.setClock()
 		for {
 			select {
 			case <-s.db.closing:
 				return
 			case <-ticker.C:
-				s.retireIdle(timeout)
+			}
+			if now := s.setClock(); timeout >= 0 && now-looked >= timeout/4 {
+				looked = now
+				s.retireIdle(now, timeout+step)
 			}
 		}
 	})
 }
 
-func (s *isolatedPools) retireIdle(timeout time.Duration) {
+func (s *isolatedPools) setClock() time.Duration {
+	now := time.Since(s.epoch)
+	s.clock.Store(int64(now))
+	return now
+}
+
+// used notes that a checkout begins. What has been noted is only looked at, which costs less than a store.
+func (p *isolatedPool) used() {
+	if p.lastUse.Load() != p.set.uses.Load() {
+		p.lastUse.Store(p.set.uses.Add(1))
+	}
+	if now := p.set.clock.Load(); p.lastUsed.Load() != now {
+		p.lastUsed.Store(now)
+	}
+}
+
+// retireIdle closes the pools that nobody has used for as long as timeout, which must make up for the clock's step.
+func (s *isolatedPools) retireIdle(now, timeout time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Since(s.epoch)
-	for _, p := range s.open.Values() {
+	for _, p := range s.open {
 		if p.inUse() {
 			p.lastUsed.Store(int64(now)) // idle from when it was last seen in use, not from the checkout
 		} else if now-time.Duration(p.lastUsed.Load()) >= timeout {
@@ -459,155 +531,4 @@ func (s *isolatedPools) retireIdle(timeout time.Duration) {
 		}
 	}
 	s.forgetFailuresLocked()
-}
-
-// open makes the pool and its first connection. If that fails it returns the pool as well, if there is one.
-func (p *isolatedPool) open(ctx context.Context) (pool *pgxpool.Pool, err error) {
-	db := p.set.db
-	defer func() {
-		// A panic here would end the process, since no caller's recover sees this goroutine.
-		if v := recover(); v != nil {
-			err = fmt.Errorf("pgxtenant: panic while opening the pool: %v", v)
-			db.config.Logger.Error("panic while opening a pool", "tenant", p.tenant.ID, "panic", v, "stack", string(debug.Stack()))
-		}
-	}()
-	config, err := p.configure()
-	if err != nil {
-		return nil, err
-	}
-	var share *share
-	weight := db.binder.limitsOf(p.tenant).Weight
-	if pool, share, err = db.budget.open(ctx, config, func() float64 { return weight }); err != nil {
-		return nil, err
-	}
-	if ctx, err = p.waitForRoom(ctx, share); err != nil {
-		return pool, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, db.config.OpenTimeout)
-	defer cancel()
-	conn, err := pool.Acquire(ctx)
-	if err != nil {
-		if ctx.Err() == context.DeadlineExceeded {
-			err = fmt.Errorf("no connection within %v (Config.OpenTimeout): %w", db.config.OpenTimeout, err)
-		}
-		return pool, err
-	}
-	if share != nil {
-		if first := share.keep(budgetConnOf(conn.Conn())); first != nil {
-			p.first.Store(first)
-		}
-	}
-	conn.Release()
-	return pool, nil
-}
-
-// waitForRoom takes the opening's place under Config.MaxConns, for as long as anyone waits for it.
-func (p *isolatedPool) waitForRoom(ctx context.Context, share *share) (context.Context, error) {
-	if share == nil {
-		return ctx, nil
-	}
-	set := func(waiting bool) {
-		p.set.mu.Lock()
-		defer p.set.mu.Unlock()
-		if p.waiting = waiting; waiting && p.refs.Load() == 0 { // they left before
-			p.set.dropLocked(p, reasonEvicted)
-			p.cancel()
-		}
-	}
-	set(true)
-	defer set(false)
-	return share.admit(ctx)
-}
-
-// configure makes the configuration of the pool.
-func (p *isolatedPool) configure() (*pgxpool.Config, error) {
-	db, text := p.set.db, p.tenant.ConnString
-	c, err := parsePoolConfig(text)
-	if err != nil {
-		return nil, err
-	}
-	for name := range c.ConnConfig.RuntimeParams {
-		if ownParam(name) {
-			return nil, fmt.Errorf("%w: parameter %q has no meaning in a tenant's connection string", ErrInvalidTenant, clip(name))
-		}
-	}
-	// Whether a value was given can no longer be seen in c. That a password holds the name is harmless.
-	given := func(name string) bool { return strings.Contains(text, name) }
-	if !given("pool_max_conns") {
-		c.MaxConns = DefaultPoolMaxConns
-	}
-	if !given("pool_max_conn_lifetime_jitter") {
-		c.MaxConnLifetimeJitter = DefaultPoolMaxConnLifetimeJitter
-	}
-	shared := db.config.Shared
-	c.AfterConnect = shared.AfterConnect
-	c.ConnConfig.Tracer = shared.ConnConfig.Tracer
-	if !given("default_query_exec_mode") {
-		c.ConnConfig.DefaultQueryExecMode = shared.ConnConfig.DefaultQueryExecMode
-	}
-	if !given("statement_cache_capacity") {
-		c.ConnConfig.StatementCacheCapacity = shared.ConnConfig.StatementCacheCapacity
-	}
-	if !given("description_cache_capacity") {
-		c.ConnConfig.DescriptionCacheCapacity = shared.ConnConfig.DescriptionCacheCapacity
-	}
-	if db.config.AdjustPool != nil {
-		if err := db.config.AdjustPool(p.tenant, c); err != nil {
-			return nil, fmt.Errorf("pgxtenant: Config.AdjustPool: %w", err)
-		}
-		if problems := poolProblems(c); problems != nil {
-			return nil, fmt.Errorf("pgxtenant: after Config.AdjustPool, the pool's config%w", errors.Join(problems...))
-		}
-	}
-
-	then := c.ConnConfig.AfterConnect
-	c.ConnConfig.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
-		// First of all that is sent, since a later statement could change what this one reads.
-		if err := p.identify(ctx, conn); err != nil || then == nil {
-			return err
-		}
-		return then(ctx, conn)
-	}
-	db.binder.install(c, db.load, p.resolve)
-	db.checkouts.hook(c)
-	p.gate = newTurnstile(db.config, c.MaxConns, db.closing, p.resolve)
-	p.gate.hook(c)
-	return c, nil
-}
-
-// identify checks that a new connection is in the database meant for the tenant. It reads the tenant
-// setting as the server left it, before anything is bound.
-func (p *isolatedPool) identify(ctx context.Context, conn *pgconn.PgConn) error {
-	config := p.set.db.config
-	results, err := conn.Exec(ctx, "select pg_catalog.current_setting("+literal(config.Setting)+", true), pg_catalog.current_database()").ReadAll()
-	if err != nil {
-		return fmt.Errorf("check whose database it is: %w", err)
-	}
-	mark, database := string(results[0].Rows[0][0]), string(results[0].Rows[0][1])
-	switch {
-	case mark == p.tenant.ID, mark == "" && !config.RequireIdentity:
-		return nil
-	case mark == "":
-		return fmt.Errorf("%w: database %q does not say that it is tenant %q's, which Config.RequireIdentity asks for; alter database … set %s = …",
-			ErrWrongTenant, database, p.tenant.ID, config.Setting)
-	}
-	return fmt.Errorf("%w: database %q is tenant %q's, not tenant %q's", ErrWrongTenant, database, clip(mark), p.tenant.ID)
-}
-
-// resolve names the binding for a checkout from this pool, which serves one tenant only, whoever has it.
-func (p *isolatedPool) resolve(ctx context.Context) (*binding, error) {
-	c, bd, err := p.set.db.resolve(ctx)
-	switch {
-	case err != nil:
-		return nil, err
-	case c.kind == kindWithout:
-		err = fmt.Errorf("%w: the context is WithoutTenant", ErrWrongTenant)
-	case c.tenant.ID != p.tenant.ID:
-		err = fmt.Errorf("%w: the context is tenant %q's", ErrWrongTenant, c.tenant.ID)
-	case c.tenant.Isolation != IsolationDatabase:
-		err = fmt.Errorf("%w: the context's tenant has %v isolation and no pool of its own", ErrInvalidTenant, c.tenant.Isolation)
-	default:
-		return bd, nil
-	}
-	return nil, &TenantError{p.tenant.ID, "acquire", err}
 }

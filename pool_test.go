@@ -430,7 +430,15 @@ func TestIdlePoolsAreClosed(t *testing.T) {
 
 	never := openDB(t, d.AppURL("tenant_idle_timeout=-1s"))
 	require.NoError(t, never.Ping(isolated("idle", d.AppURL())))
-	require.False(t, never.isolated.janitor)
+	set := &never.isolated
+	before := set.clock.Load()
+	set.mu.Lock()
+	set.open["idle"].lastUsed.Store(-int64(time.Hour))
+	set.mu.Unlock()
+	eventually(t, "the second look", func() bool { return set.clock.Load() > before+int64(3*maxClockStep/2) })
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	require.Contains(t, set.open, "idle")
 }
 
 // A leased pool serves its own tenant only.

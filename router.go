@@ -91,9 +91,8 @@ func NewWithConfig(ctx context.Context, config *Config) (*TenantDB, error) {
 
 	shared := c.Shared.Copy()
 	b.install(shared, db.load, db.resolveShared)
-	db.checkouts.hook(shared)
 	db.gate = newTurnstile(c, shared.MaxConns, db.closing, db.resolveShared)
-	db.gate.hook(shared)
+	db.checkouts.hook(shared, db.gate)
 	if db.shared, _, err = db.budget.open(ctx, shared, db.gate.weight); err != nil {
 		return nil, fmt.Errorf("pgxtenant: shared pool: %w", err)
 	}
@@ -137,13 +136,13 @@ func (db *TenantDB) Config() *Config { return db.given.copy() }
 // Acquire returns a connection that runs statements as ctx's tenant until it is released. Release it,
 // like one of pgxpool.
 func (db *TenantDB) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
-	ctx, t, err := db.route(ctx)
+	ctx, bd, err := db.route(ctx)
 	if err != nil {
 		return nil, err
 	}
 	pool, enter := db.shared, ctx
-	if t != nil && t.Isolation == IsolationDatabase {
-		p, err := db.isolated.get(ctx, t)
+	if bd.tenant.Isolation == IsolationDatabase {
+		p, err := db.isolated.get(ctx, bd)
 		if err != nil {
 			return nil, err
 		}
@@ -153,7 +152,7 @@ func (db *TenantDB) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	}
 	conn, err := pool.Acquire(enter)
 	if err != nil {
-		return nil, db.failure(ctx, t, err)
+		return nil, db.failure(ctx, bd, err)
 	}
 	return conn, nil
 }
@@ -163,17 +162,17 @@ func (db *TenantDB) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 // tenant that is the tenant's own pool, which refuses every other tenant's context with
 // ErrWrongTenant; for others it is the shared pool, as from Shared. release may be called more than once.
 func (db *TenantDB) Lease(ctx context.Context) (pool *pgxpool.Pool, release func(), err error) {
-	ctx, t, err := db.route(ctx)
+	ctx, bd, err := db.route(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, nil, db.failure(ctx, t, err)
+		return nil, nil, db.failure(ctx, bd, err)
 	}
-	if t == nil || t.Isolation != IsolationDatabase {
+	if bd.tenant.Isolation != IsolationDatabase {
 		return db.shared, func() {}, nil
 	}
-	p, err := db.isolated.get(ctx, t)
+	p, err := db.isolated.get(ctx, bd)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -203,13 +202,13 @@ func (db *TenantDB) Reset() {
 // AcquireAllIdle acquires all idle connections of the pool that serves ctx's tenant, bound to that
 // tenant. It returns none if ctx carries no tenant that could be served; it opens no pool.
 func (db *TenantDB) AcquireAllIdle(ctx context.Context) []*pgxpool.Conn {
-	ctx, t, err := db.route(ctx)
+	ctx, bd, err := db.route(ctx)
 	if err != nil {
 		return nil
 	}
 	pool, gate := db.shared, db.gate
-	if t != nil && t.Isolation == IsolationDatabase {
-		p := db.isolated.peek(t)
+	if bd.tenant.Isolation == IsolationDatabase {
+		p := db.isolated.peek(&bd.tenant)
 		if p == nil {
 			return nil
 		}
@@ -295,10 +294,10 @@ func (db *TenantDB) inUse() string {
 	return strings.Join(parts, ", ")
 }
 
-// route finds ctx's tenant and checks that it may be served and can be bound. It returns nil for a
-// context made by WithoutTenant. The context it returns carries the tenant as the directory gave it.
+// route finds ctx's tenant and checks that it may be served and can be bound. For a context made by
+// WithoutTenant that is the zero Tenant. The context it returns carries the tenant as the directory gave it.
 // Nothing is sent, and for a tenant put into the context whole, nothing allocated.
-func (db *TenantDB) route(ctx context.Context) (context.Context, *Tenant, error) {
+func (db *TenantDB) route(ctx context.Context) (context.Context, *binding, error) {
 	if db.closed.Load() {
 		return nil, nil, ErrClosed
 	}
@@ -307,19 +306,20 @@ func (db *TenantDB) route(ctx context.Context) (context.Context, *Tenant, error)
 		return nil, nil, ErrNoTenant
 	}
 	if c.kind == kindWithout {
-		return ctx, nil, nil
+		return ctx, db.binder.without(), nil
 	}
 	if c.kind == kindID && db.config.Directory != nil {
 		return db.lookUp(ctx, c)
 	}
-	if _, err := db.admit(c, &c.tenant); err != nil {
+	bd, err := db.admit(c, &c.tenant)
+	if err != nil {
 		return nil, nil, err
 	}
-	return ctx, &c.tenant, nil
+	return ctx, bd, nil
 }
 
 // lookUp is route for a tenant that the directory must be asked about.
-func (db *TenantDB) lookUp(ctx context.Context, c *tenantContext) (context.Context, *Tenant, error) {
+func (db *TenantDB) lookUp(ctx context.Context, c *tenantContext) (context.Context, *binding, error) {
 	id := c.tenant.ID
 	if err := ValidateID(id); err != nil {
 		return nil, nil, &TenantError{clip(id), "check", err}
@@ -336,7 +336,7 @@ func (db *TenantDB) lookUp(ctx context.Context, c *tenantContext) (context.Conte
 		return nil, nil, err
 	}
 	resolved.bound.Store(bd)
-	return resolved, &resolved.tenant, nil
+	return resolved, bd, nil
 }
 
 // admit checks that t can be bound, and may be served.
@@ -395,14 +395,14 @@ func (db *TenantDB) resolveShared(ctx context.Context) (*binding, error) {
 }
 
 // failure dresses an error of pgxpool's Acquire.
-func (db *TenantDB) failure(ctx context.Context, t *Tenant, err error) error {
+func (db *TenantDB) failure(ctx context.Context, bd *binding, err error) error {
 	if db.closed.Load() && ctx.Err() == nil {
 		return ErrClosed // whatever its first sign was
 	}
-	if te := (*TenantError)(nil); t == nil || errors.As(err, &te) || errors.Is(err, ErrNoTenant) {
+	if te := (*TenantError)(nil); bd.tenant.ID == "" || errors.As(err, &te) || errors.Is(err, ErrNoTenant) {
 		return err
 	}
-	return &TenantError{t.ID, "acquire", err}
+	return &TenantError{bd.tenant.ID, "acquire", err}
 }
 
 // AcquireFunc acquires a connection and calls f with it, then releases it. ctx only affects Acquire.

@@ -160,7 +160,7 @@ func (db *TenantDB) Stat() *Stat {
 func (s *isolatedPools) stat() *Stat {
 	s.mu.Lock()
 	stat := &Stat{sum: s.retired, opened: s.opened, evicted: s.evicted, failed: s.failures}
-	for _, p := range s.open.Values() {
+	for _, p := range s.open {
 		stat.addPool(p, PoolOpen)
 	}
 	for p := range s.others {

@@ -26,32 +26,34 @@ import (
 type wireConn struct {
 	net.Conn
 
+	// mu guards what both sides share. It is never held during I/O. What a checkout touches stands together: with
+	// hundreds of pools in turn it is cache lines that take its time.
+	mu       sync.Mutex
+	current  *binding // nil until the first checkout: set-up by hooks runs unbound
+	broken   error    // why nothing may be sent any more
+	setup    leavings // what hooks left before the first checkout: it is the caller's own, for all tenants
+	dirty    leavings // what the current tenant may have left
+	stale    leavings // what earlier tenants may have left, and no committed transaction has removed
+	cleaned  leavings // what the transaction under way removes once it commits
+	doomed   bool     // not to be used by the next checkout
+	status   byte     // of the transaction, as of the last ReadyForQuery
+	closed   bool
+	ready    bool // start-up is over
+	open     bool // the last segment has no Sync yet
+	need     bool // the next ordinary statement must be preceded by the binding
+	escapes  bool // standard_conforming_strings is off
+	inFlight segments
+
 	keepsPrepared bool // false behind a pooler that may switch servers between transactions
 	strict        bool // clean at every change of tenant, whatever was seen
 
 	permit permit    // of the gate before the pool
 	meter  connMeter // of what runs on it
 
-	writer wireWriter // of the one writing
-	rmu    sync.Mutex // held while reading
-	reader wireReader
-
-	// mu guards what both sides share. It is never held during I/O.
-	mu       sync.Mutex
+	controls int       // segments in flight that may begin or end a transaction
+	prepared uint64    // shapes and cleanings whose prepared statement exists
 	settled  sync.Cond // signalled after a read while waiting is set; L is &mu
 	waiting  atomic.Bool
-	ready    bool // start-up is over
-	closed   bool
-	broken   error // why nothing may be sent any more
-	inFlight segments
-	controls int  // segments in flight that may begin or end a transaction
-	open     bool // the last segment has no Sync yet
-	status   byte // of the transaction, as of the last ReadyForQuery
-
-	current  *binding // nil until the first checkout: set-up by hooks runs unbound
-	need     bool     // the next ordinary statement must be preceded by the binding
-	prepared uint64   // shapes and cleanings whose prepared statement exists
-	escapes  bool     // standard_conforming_strings is off
 
 	// Statements that are more than ordinary, by the name they were prepared under, and portals that
 	// hold one that runs unbound, which may be executed long after they were bound.
@@ -59,11 +61,9 @@ type wireConn struct {
 	portals    map[string]class
 	unnamed    bool // the unnamed portal has been bound and not executed
 
-	setup   leavings // what hooks left before the first checkout: it is the caller's own, for all tenants
-	dirty   leavings // what the current tenant may have left
-	stale   leavings // what earlier tenants may have left, and no committed transaction has removed
-	cleaned leavings // what the transaction under way removes once it commits
-	doomed  bool     // not to be used by the next checkout
+	writer wireWriter // of the one writing
+	rmu    sync.Mutex // held while reading
+	reader wireReader
 }
 
 type statementInfo struct {
@@ -100,7 +100,7 @@ func (b *binder) install(config *pgxpool.Config, load *loadMeter, resolve func(c
 			return conn, errors.New("pgxtenant: Bind was called twice on this config")
 		}
 		w := newWireConn(conn, keepsPrepared, b.strict)
-		w.meter.load = load
+		w.meter.load, w.meter.holder = load, &w.permit.holder
 		return w, nil
 	}
 
@@ -163,7 +163,7 @@ func (w *wireConn) assign(bd *binding) (bool, error) {
 		}
 	}
 	w.current = bd
-	w.meter.holder.Store(bd)
+	w.meter.user = bd
 	return true, nil
 }
 
@@ -178,9 +178,7 @@ func (w *wireConn) Close() error {
 	w.meter.end()
 	if gate != nil {
 		gate.gone(&w.permit)
-		if watch := w.permit.watch.Load(); watch != nil {
-			watch.end()
-		}
+		w.permit.unwatch()
 	}
 	return err
 }

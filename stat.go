@@ -134,7 +134,7 @@ const (
 type PoolStat struct {
 	TenantID string
 	State    PoolState
-	LastUsed time.Time // last checkout, or last seen in use; zero while opening
+	LastUsed time.Time // last checkout, to the second, or last seen in use; zero while opening
 	Leases   int       // from TenantDB.Lease, not yet released
 
 	MaxConns, TotalConns, IdleConns, AcquiredConns, ConstructingConns, WaitingAcquires int32

@@ -17,7 +17,7 @@ func TestAMillionOperationsOfAHundredThousandTenants(t *testing.T) { sketched(t,
 // take another's.
 func BenchmarkLoad(b *testing.B) {
 	tag := pgconn.NewCommandTag("SELECT 1")
-	for _, tenants := range []int{1, LoadTenants, 100_000} {
+	for _, tenants := range []int{1, LoadTenants, 1000, 10_000, 100_000} {
 		bindings := make([]*binding, tenants)
 		for i := range bindings {
 			bindings[i] = testBinding(fmt.Sprintf("t%06d", i), Limits{})

@@ -2,6 +2,7 @@ package pgxtenant
 
 import (
 	"fmt"
+	"hash/maphash"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -185,7 +186,7 @@ func TestDistinct(t *testing.T) {
 		var a, b distinct
 		for i := range n {
 			for range 2 { // twice is once
-				[]*distinct{&a, &b}[i%2].add(fmt.Sprint(i))
+				[]*distinct{&a, &b}[i%2].add(maphash.String(loadSeed, fmt.Sprint(i)))
 			}
 		}
 		a.merge(&b)

@@ -1,0 +1,8 @@
+package tenantprom
+
+import _ "embed"
+
+// Dashboard is a dashboard for Grafana 11 or later, in JSON. It has a variable for the data source, and one for the job.
+//
+//go:embed dashboard.json
+var Dashboard []byte

@@ -4,7 +4,7 @@ go 1.26.0
 
 require (
 	github.com/grafana/grafana-foundation-sdk/go v0.0.22
-	github.com/jackc/pgx/v5 v5.13.0
+	github.com/jackc/pgx/v5 v5.12.0
 	github.com/pgxtenant/pgxtenant v0.0.0
 	github.com/pgxtenant/pgxtenant/contrib/tenantcache v0.0.0
 	github.com/pgxtenant/pgxtenant/contrib/tenantlimit v0.0.0

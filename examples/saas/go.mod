@@ -1,0 +1,33 @@
+module github.com/pgxtenant/pgxtenant/examples/saas
+
+go 1.25.0
+
+replace (
+	github.com/pgxtenant/pgxtenant => ../..
+	github.com/pgxtenant/pgxtenant/contrib/tenantcache => ../../contrib/tenantcache
+	github.com/pgxtenant/pgxtenant/contrib/tenantlimit => ../../contrib/tenantlimit
+)
+
+require (
+	github.com/google/uuid v1.6.0
+	github.com/jackc/pgx/v5 v5.12.0
+	github.com/pgxtenant/pgxtenant v0.0.0
+	github.com/pgxtenant/pgxtenant/contrib/tenantcache v0.0.0
+	github.com/pgxtenant/pgxtenant/contrib/tenantlimit v0.0.0
+	github.com/redis/go-redis/v9 v9.22.0
+)
+
+require (
+	github.com/cespare/xxhash/v2 v2.3.0 // indirect
+	github.com/hashicorp/golang-lru/v2 v2.0.7 // indirect
+	github.com/jackc/pgpassfile v1.0.0 // indirect
+	github.com/jackc/pgservicefile v0.0.0-20240606120523-5a60cdf6a761 // indirect
+	github.com/jackc/puddle/v2 v2.2.3 // indirect
+	github.com/sony/gobreaker/v2 v2.4.0 // indirect
+	go.uber.org/atomic v1.11.0 // indirect
+	go.uber.org/goleak v1.3.0 // indirect
+	golang.org/x/sync v0.22.0 // indirect
+	golang.org/x/sys v0.37.0 // indirect
+	golang.org/x/text v0.41.0 // indirect
+	golang.org/x/time v0.15.0 // indirect
+)

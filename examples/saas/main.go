@@ -161,7 +161,6 @@ func findServers(ctx context.Context, out io.Writer) (c settings, end func() err
 		if c.redis, err = redis.ParseURL(url); err != nil {
 			return c, end, errors.New("SAAS_REDIS_URL is no URL of a Redis server, such as redis://localhost:6379") // err has the password
 		}
-		c.redis.ContextTimeoutEnabled = true
 	}
 	logging.Disable() // the stores log what matters of an outage: once, and not for each connection
 	return c, end, nil

@@ -74,9 +74,7 @@ func (s *redisServer) start(ctx context.Context, program string) (err error) {
 func (s *redisServer) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	options := s.options()
-	options.MaxRetries = -1
-	client := redis.NewClient(options)
+	client := redis.NewClient(s.options())
 	defer client.Close()
 	for {
 		err := client.Ping(ctx).Err()
@@ -93,7 +91,7 @@ func (s *redisServer) ready(ctx context.Context) error {
 
 // options lead to the server.
 func (s *redisServer) options() *redis.Options {
-	return &redis.Options{Network: "unix", Addr: s.socket, ContextTimeoutEnabled: true}
+	return &redis.Options{Network: "unix", Addr: s.socket}
 }
 
 // kill ends the server as a crash would.

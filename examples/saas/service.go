@@ -69,7 +69,11 @@ func (s *service) openStores(c settings) (err error) {
 	if c.redis == nil {
 		s.store, err = tenantcache.NewMemory(tenantcache.MemoryConfig{TenantBytes: cacheBytes})
 	} else {
-		s.redis = redis.NewClient(c.redis)
+		options := *c.redis
+		// Cache and limits know what to do without Redis, and have a few hundred milliseconds at most: one more try, for
+		// a connection that has broken, and no longer than the context says.
+		options.MaxRetries, options.ContextTimeoutEnabled = 1, true
+		s.redis = redis.NewClient(&options)
 		limits.Redis = s.redis
 		s.store, err = tenantcache.NewRedis(s.redis, tenantcache.RedisConfig{Logger: s.log})
 	}

@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/pgxtenant/pgxtenant"
+)
+
+// envMain makes the test's program the service itself, for what can only be seen from outside of a process.
+const envMain = "SAAS_TEST_MAIN"
+
+func TestMain(m *testing.M) {
+	tenants = append(tenants, testTenants...)
+	if os.Getenv(envMain) != "" {
+		main()
+		os.Exit(0)
+	}
+	logging.Disable() // go-redis reports each server that a test has killed
+	code := m.Run()
+	code = max(code, closeShared())
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// testTenants are those of the tests, each test's its own, so that all may run at once.
+var testTenants = []pgxtenant.Tenant{
+	{ID: "apart-row-1", Plan: "enterprise"},
+	{ID: "apart-row-2", Plan: "enterprise"},
+	{ID: "apart-schema-1", Plan: "enterprise", Isolation: pgxtenant.IsolationSchema},
+	{ID: "apart-schema-2", Plan: "enterprise", Isolation: pgxtenant.IsolationSchema},
+	{ID: "apart-database-1", Plan: "enterprise", Isolation: pgxtenant.IsolationDatabase},
+	{ID: "apart-database-2", Plan: "enterprise", Isolation: pgxtenant.IsolationDatabase},
+	{ID: "valid", Plan: "enterprise"},
+	{ID: "fresh", Plan: "enterprise"},
+	{ID: "frugal", Plan: "free"},
+	{ID: "thrifty", Plan: "free"},
+	{ID: "bereft", Plan: "enterprise"},
+	{ID: "stop-row", Plan: "enterprise"},
+	{ID: "stop-schema", Plan: "enterprise", Isolation: pgxtenant.IsolationSchema},
+	{ID: "stop-report", Plan: "enterprise"},
+}
+
+// sharedPostgres is the server of all tests.
+var sharedPostgres = sync.OnceValues(func() (*postgres, error) { return startPostgres(context.Background()) })
+
+// sharedRedis is for the tests that do no harm to it.
+var sharedRedis = sync.OnceValues(func() (*redisServer, error) { return startRedis(context.Background()) })
+
+// shared is the service, with Redis, for the tests that do no harm to it.
+var shared = sync.OnceValues(func() (*live, error) {
+	server, err := sharedRedis()
+	if err != nil {
+		return nil, err
+	}
+	return open(server.options(), slog.DiscardHandler)
+})
+
+func closeShared() (code int) {
+	s, _ := shared()
+	server, _ := sharedRedis()
+	database, _ := sharedPostgres()
+	if s != nil {
+		if err := s.stop(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	if server != nil {
+		server.close()
+	}
+	if database != nil {
+		if err := database.close(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	return code
+}
+
+// live is a service that serves.
+type live struct {
+	*service
+	public, operators string // host:port
+	client            http.Client
+	stop              func() error
+}
+
+// opening has services migrate one after another, as deployments do.
+var opening sync.Mutex
+
+func open(options *redis.Options, log slog.Handler) (*live, error) {
+	database, err := sharedPostgres()
+	if err != nil {
+		return nil, err
+	}
+	opening.Lock()
+	defer opening.Unlock()
+	s, err := openService(context.Background(), settings{database.app(), database.owner(), options, domain},
+		slog.New(pgxtenant.LogHandler(log)))
+	if err != nil {
+		return nil, err
+	}
+	public, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	ops, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- s.serve(ctx, public, ops) }()
+	l := &live{service: s, public: public.Addr().String(), operators: ops.Addr().String()}
+	l.client.Transport = &http.Transport{MaxIdleConnsPerHost: 20}
+	l.stop = func() error {
+		l.client.CloseIdleConnections()
+		cancel()
+		err := <-served
+		s.close()
+		return err
+	}
+	return l, nil
+}
+
+func sharedService(t *testing.T) *live {
+	t.Helper()
+	s, err := shared()
+	require.NoError(t, err)
+	return s
+}
+
+func start(t *testing.T, options *redis.Options, log slog.Handler) *live {
+	t.Helper()
+	s, err := open(options, log)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, s.stop()) })
+	return s
+}
+
+// reply is an answer that has been read.
+type reply struct {
+	code   int
+	header http.Header
+	body   string
+}
+
+// project reads a project out of the answer.
+func (r reply) project(t *testing.T) (p Project) {
+	t.Helper()
+	require.NoError(t, json.Unmarshal([]byte(r.body), &p), r.body)
+	return p
+}
+
+// list reads the projects of a list.
+func (r reply) list(t *testing.T) []Project {
+	t.Helper()
+	require.Equal(t, http.StatusOK, r.code, r.body)
+	var page struct{ Projects []Project }
+	require.NoError(t, json.Unmarshal([]byte(r.body), &page), r.body)
+	return page.Projects
+}
+
+// as sends a request with a tenant's key to its subdomain.
+func (l *live) as(t *testing.T, tenant, method, path, body string) reply {
+	t.Helper()
+	r, err := l.send(t.Context(), tenant+"."+domain, tenant+"-key", method, path, body)
+	require.NoError(t, err)
+	return r
+}
+
+// send sends a request to a host, with a key unless that is empty.
+func (l *live) send(ctx context.Context, host, key, method, path, body string) (reply, error) {
+	r, err := http.NewRequestWithContext(ctx, method, "http://"+l.public+path, strings.NewReader(body))
+	if err != nil {
+		return reply{}, err
+	}
+	r.Host = host
+	r.Header.Set("Content-Type", "application/json")
+	if key != "" {
+		r.Header.Set("Authorization", "Bearer "+key)
+	}
+	res, err := l.client.Do(r)
+	if err != nil {
+		return reply{}, err
+	}
+	said, err := io.ReadAll(res.Body)
+	return reply{res.StatusCode, res.Header, string(said)}, errors.Join(err, res.Body.Close())
+}
+
+// named is a project's body.
+func named(name string) string { return fmt.Sprintf(`{"name":%q}`, name) }

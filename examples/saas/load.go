@@ -81,11 +81,12 @@ func (d *driver) drive(ctx context.Context, out io.Writer) error {
 func (d *driver) load(ctx context.Context) (map[string]*outcome, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.length)
 	defer cancel()
-	outcomes := map[string]*outcome{noisy: {codes: make(map[int]int)}}
 	var senders sync.WaitGroup
+	loud := &outcome{codes: make(map[int]int)}
 	for range noisyAtOnce {
-		senders.Go(func() { d.report(ctx, outcomes[noisy]) })
+		senders.Go(func() { d.report(ctx, loud) })
 	}
+	outcomes := map[string]*outcome{noisy: loud}
 	for tenant, pause := range quiet {
 		o := &outcome{codes: make(map[int]int)}
 		outcomes[tenant] = o

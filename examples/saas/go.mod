@@ -6,6 +6,7 @@ replace (
 	github.com/pgxtenant/pgxtenant => ../..
 	github.com/pgxtenant/pgxtenant/contrib/tenantcache => ../../contrib/tenantcache
 	github.com/pgxtenant/pgxtenant/contrib/tenantlimit => ../../contrib/tenantlimit
+	github.com/pgxtenant/pgxtenant/contrib/tenantprom => ../../contrib/tenantprom
 )
 
 require (
@@ -14,6 +15,8 @@ require (
 	github.com/pgxtenant/pgxtenant v0.0.0
 	github.com/pgxtenant/pgxtenant/contrib/tenantcache v0.0.0
 	github.com/pgxtenant/pgxtenant/contrib/tenantlimit v0.0.0
+	github.com/pgxtenant/pgxtenant/contrib/tenantprom v0.0.0
+	github.com/prometheus/client_golang v1.24.1
 	github.com/redis/go-redis/v9 v9.22.0
 	github.com/stretchr/testify v1.12.1
 	go.uber.org/goleak v1.3.0

@@ -186,7 +186,7 @@ func (d *driver) showPage(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-// showMetrics prints those lines of /metrics that are about one tenant.
+// showMetrics prints those lines of /metrics that are about the noisy tenant, and what its requests came to.
 func (d *driver) showMetrics(ctx context.Context, out io.Writer) error {
 	body, err := d.ask(ctx, "/metrics")
 	if err != nil {
@@ -195,8 +195,9 @@ func (d *driver) showMetrics(ctx context.Context, out io.Writer) error {
 	fmt.Fprintf(out, "\nWHAT THE METRICS SAY of %s (%s/metrics)\n\n", noisy, d.ops)
 	lines := bufio.NewScanner(bytes.NewReader(body))
 	for lines.Scan() {
-		if strings.Contains(lines.Text(), `tenant="`+noisy+`"`) {
-			fmt.Fprintln(out, lines.Text())
+		line := lines.Text()
+		if strings.Contains(line, `tenant="`+noisy+`"`) || strings.Contains(line, "_requests_total{") && strings.Contains(line, routeReport) {
+			fmt.Fprintln(out, line)
 		}
 	}
 	return lines.Err()

@@ -4,15 +4,21 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/pgxtenant/pgxtenant"
 	"github.com/pgxtenant/pgxtenant/contrib/tenantcache"
 	"github.com/pgxtenant/pgxtenant/contrib/tenantlimit"
+	"github.com/pgxtenant/pgxtenant/contrib/tenantprom"
 )
 
 // settings are what differs from one place to another.
@@ -31,8 +37,9 @@ type service struct {
 	limiter *tenantlimit.Limiter
 	log     *slog.Logger
 
-	public http.Handler // for customers
-	ops    http.Handler // for operators, on a listener that nobody else reaches
+	requests *tenantprom.Requests
+	public   http.Handler // for customers
+	ops      http.Handler // for operators, on a listener that nobody else reaches
 }
 
 func openService(ctx context.Context, c settings, log *slog.Logger) (s *service, err error) {
@@ -58,6 +65,7 @@ func openService(ctx context.Context, c settings, log *slog.Logger) (s *service,
 	if err != nil {
 		return nil, err
 	}
+	s.requests = tenantprom.NewRequests(tenantprom.Plans(slices.Sorted(maps.Keys(callLimits()))...))
 	s.public = s.publicHandler(c, &api{projects})
 	s.ops = s.opsHandler()
 	return s, nil
@@ -85,20 +93,27 @@ func (s *service) openStores(c settings) (err error) {
 }
 
 // publicHandler is what customers reach. From the outside: who is it, which tenant is meant and may he, how often
-// may that tenant, and only then the API.
+// may that tenant, and only then the API. Requests are counted on both sides of pgxtenant.Middleware: outside are those
+// that it refuses, and inside is the plan of the others.
 func (s *service) publicHandler(c settings, a *api) http.Handler {
 	tenants := pgxtenant.Middleware(s.db.Registry(),
 		pgxtenant.BySubdomain(c.domain),
 		pgxtenant.ByClaim(tenantOfCaller), // must agree with the subdomain, if there is one
 		pgxtenant.Reserve("api"),          // api.DOMAIN is for all: there the key alone tells
 		pgxtenant.LogRefusals(s.log))
-	return demoKeys().authenticate(tenants(a.routes(s.limiter.Middleware())))
+	return demoKeys().authenticate(s.requests.Around(tenants)(a.routes(s.limiter.Middleware())))
 }
 
 // opsHandler asks nobody who he is.
 func (s *service) opsHandler() http.Handler {
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(s.requests,
+		tenantprom.NewCollector(s.db, tenantprom.Over(tenantprom.FiveMinutes), // as for OnHeavyTenant
+			tenantprom.WithCache("projects", s.store), tenantprom.WithLimiter("api", s.limiter)),
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /debug/tenants", s.db.DebugHandler())
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(pgxtenant.WithoutTenant(r.Context()), time.Second)
 		defer cancel()

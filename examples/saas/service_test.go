@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -61,6 +62,18 @@ func TestPageMetricsAndLogNameTheNoisyTenant(t *testing.T) {
 		require.Regexp(t, `(?m)^`+tenant+` .*map\[200:\d+ 201:\d+\]$`, said, "the others are served")
 	}
 	require.Regexp(t, `The noisy neighbour is globex: \d\d\.\d % of the shared`, said)
+	share := regexp.MustCompile(`(?m)^pgxtenant_tenant_shared_time_ratio\{tenant="globex"\} (\S+)$`).FindStringSubmatch(said)
+	require.Len(t, share, 2, said)
+	require.Greater(t, number(t, share[1]), pgxtenant.DefaultHeavyShare)
+	metrics, err := d.ask(t.Context(), "/metrics")
+	require.NoError(t, err)
+	for _, tenant := range regexp.MustCompile(`(?m)^pgxtenant_tenant_shared_time_ratio\{tenant="(.+)"\} (\S+)$`).FindAllSubmatch(metrics, -1) {
+		if string(tenant[1]) != noisy {
+			require.Less(t, number(t, string(tenant[2])), 0.1, "%s is not to blame", tenant[1])
+		}
+	}
+	require.Regexp(t, `(?m)^pgxtenant_http_requests_total\{code="4xx",endpoint="GET /report",plan="pro"\} [1-9]`, string(metrics))
+	require.Regexp(t, `(?m)^pgxtenant_http_requests_total\{code="2xx",endpoint="GET /projects",plan="enterprise"\} [1-9]`, string(metrics))
 
 	select {
 	case tenant := <-log.heavy:
@@ -68,6 +81,13 @@ func TestPageMetricsAndLogNameTheNoisyTenant(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("no warning of a heavy tenant")
 	}
+}
+
+func number(t *testing.T, s string) float64 {
+	t.Helper()
+	f, err := strconv.ParseFloat(s, 64)
+	require.NoError(t, err)
+	return f
 }
 
 // Redis is killed under requests: each is answered as if it were there, and reads what it has written.

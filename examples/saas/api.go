@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgxtenant/pgxtenant"
 )
@@ -206,14 +207,25 @@ func notAllowed(methods string) func(http.ResponseWriter, *http.Request) error {
 	}
 }
 
+// What the server says, by its SQLSTATE.
+const (
+	codeReadOnly      = "25006" // a write of a tenant with pgxtenant.StatusReadOnly
+	codeQueryCanceled = "57014" // by Limits.StatementTimeout
+)
+
 // refuse answers with the problem that err is to the client. Of what the library or the database says, pgxtenant.Refuse
 // makes a 403, a 503 with Retry-After or a 500, and never shows its text.
 func refuse(w http.ResponseWriter, r *http.Request, err error) {
-	bad := (*badRequest)(nil)
+	bad, server := (*badRequest)(nil), (*pgconn.PgError)(nil)
+	errors.As(err, &server)
 	switch {
 	case errors.Is(err, errNoProject):
 		bad = &badRequest{http.StatusNotFound, "There is no such project."}
 	case errors.As(err, &bad):
+	case server != nil && server.Code == codeReadOnly:
+		bad = &badRequest{http.StatusForbidden, "This account can be read, and not changed."}
+	case server != nil && server.Code == codeQueryCanceled && r.Context().Err() == nil:
+		bad = &badRequest{http.StatusServiceUnavailable, "This takes longer than the account's plan allows."}
 	default:
 		pgxtenant.Refuse(w, r, err)
 		return

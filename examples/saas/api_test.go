@@ -174,6 +174,24 @@ func TestWhatClientsMaySend(t *testing.T) {
 	}
 }
 
+func TestWhatTheServerRefusesIsNoFailure(t *testing.T) {
+	t.Parallel()
+	s := sharedService(t)
+	require.Equal(t, http.StatusOK, s.as(t, "frozen", "GET", "/projects", "").code)
+	for _, c := range []struct {
+		tenant, method, path, body string
+		want                       int
+		detail                     string
+	}{
+		{"frozen", "POST", "/projects", named("a"), http.StatusForbidden, "not changed"},
+		{"hurried", "GET", "/report", "", http.StatusServiceUnavailable, "longer than"},
+	} {
+		r := s.as(t, c.tenant, c.method, c.path, c.body)
+		require.Equal(t, c.want, r.code, r.body)
+		require.Contains(t, r.body, c.detail)
+	}
+}
+
 func TestAListComesInPages(t *testing.T) {
 	t.Parallel()
 	s := sharedService(t)

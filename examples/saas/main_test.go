@@ -53,6 +53,8 @@ var testTenants = []pgxtenant.Tenant{
 	{ID: "fresh", Plan: "enterprise"},
 	{ID: "frugal", Plan: "free"},
 	{ID: "thrifty", Plan: "free"},
+	{ID: "frozen", Plan: "pro", Status: pgxtenant.StatusReadOnly},
+	{ID: "hurried", Plan: "pro", Settings: map[string]string{"statement_timeout": "100ms"}},
 	{ID: "bereft", Plan: "enterprise"},
 	{ID: "stop-row", Plan: "enterprise"},
 	{ID: "stop-schema", Plan: "enterprise", Isolation: pgxtenant.IsolationSchema},

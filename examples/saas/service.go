@@ -78,9 +78,9 @@ func (s *service) openStores(c settings) (err error) {
 		s.store, err = tenantcache.NewMemory(tenantcache.MemoryConfig{TenantBytes: cacheBytes})
 	} else {
 		options := *c.redis
-		// Cache and limits know what to do without Redis, and have a few hundred milliseconds at most: one more try, for
-		// a connection that has broken, and no longer than the context says.
-		options.MaxRetries, options.ContextTimeoutEnabled = 1, true
+		// Cache and limits know what to do without Redis, and wait for it a fraction of a second at most: so one more try,
+		// for a connection that has broken, none for a server that cannot be reached, and never past the context.
+		options.MaxRetries, options.DialerRetries, options.ContextTimeoutEnabled = 1, 1, true
 		s.redis = redis.NewClient(&options)
 		limits.Redis = s.redis
 		s.store, err = tenantcache.NewRedis(s.redis, tenantcache.RedisConfig{Logger: s.log})

@@ -6,7 +6,7 @@ RACE ?= -race
 # For each fuzz target.
 FUZZTIME ?= 10s
 
-.PHONY: test demo bench ratios policy-forms pgx-suite lint fuzz deps
+.PHONY: test demo saas saas-load bench ratios policy-forms pgx-suite lint fuzz deps
 
 # Ends with the line "N passed, N failed, N skipped".
 test: deps
@@ -15,6 +15,13 @@ test: deps
 
 demo: deps
 	@go run ./examples/quickstart
+
+# A small service, until Ctrl-C; and what one noisy tenant does to it, in about 20 s or on the service that runs.
+saas: deps
+	@cd examples/saas && go run .
+
+saas-load: deps
+	@cd examples/saas && go run . -load
 
 bench: deps
 	@cd bench && go test -run '^$$' -bench . ./...

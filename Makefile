@@ -18,10 +18,12 @@ demo: deps
 
 # A small service, until Ctrl-C; and what one noisy tenant does to it, in about 20 s or on the service that runs.
 saas: deps
-	@cd examples/saas && go run .
+	@cd examples/saas && go build -o ../../bin/saas .
+	@exec bin/saas
 
 saas-load: deps
-	@cd examples/saas && go run . -load
+	@cd examples/saas && go build -o ../../bin/saas .
+	@exec bin/saas -load
 
 bench: deps
 	@cd bench && go test -run '^$$' -bench . ./...

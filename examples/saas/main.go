@@ -153,7 +153,7 @@ func findServers(ctx context.Context, out io.Writer) (c settings, end func() err
 		if err != nil {
 			return c, end, err
 		}
-		ends = append(ends, func() error { server.close(); return nil })
+		ends = append(ends, func() error { server.kill(); return nil })
 		c.redis = server.options()
 	case "none":
 		fmt.Fprintln(out, "Without Redis: cache and limits are kept within the process.")

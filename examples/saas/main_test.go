@@ -92,7 +92,7 @@ func closeShared() (code int) {
 		}
 	}
 	if server != nil {
-		server.close()
+		server.kill()
 	}
 	if database != nil {
 		if err := database.close(); err != nil {

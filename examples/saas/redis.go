@@ -20,12 +20,12 @@ import (
 type redisServer struct {
 	dir    string
 	shell  *exec.Cmd
-	stdin  io.Closer // the shell ends the server when this is closed, by close or by the end of the process
+	stdin  io.Closer // the shell ends the server when this is closed, by kill or by the end of the process
 	socket string
 }
 
-// redisSupervisor runs a server until standard input ends, whoever closes it.
-const redisSupervisor = `"$@" >log 2>&1 & pid=$!; echo started; cat >/dev/null; kill -KILL $pid; wait $pid`
+// redisSupervisor runs a server until standard input ends, whoever closes it, and removes its folder, the first argument.
+const redisSupervisor = `dir=$1; shift; "$@" >log 2>&1 & pid=$!; echo started; cat >/dev/null; kill -KILL $pid; wait $pid; rm -rf "$dir"`
 
 // errNoRedis means that no Redis is installed.
 var errNoRedis = errors.New("redis-server is not installed")
@@ -43,14 +43,14 @@ func startRedis(ctx context.Context) (*redisServer, error) {
 	s := &redisServer{dir: dir, socket: filepath.Join(dir, "socket")}
 	if err := s.start(ctx, program); err != nil {
 		log, _ := os.ReadFile(filepath.Join(dir, "log"))
-		s.close()
+		s.kill()
 		return nil, fmt.Errorf("redis-server: %w\n%s", err, log)
 	}
 	return s, nil
 }
 
 func (s *redisServer) start(ctx context.Context, program string) (err error) {
-	s.shell = exec.Command("/bin/sh", "-c", redisSupervisor, "saas", program,
+	s.shell = exec.Command("/bin/sh", "-c", redisSupervisor, "saas", s.dir, program,
 		"--port", "0", "--unixsocket", s.socket, "--save", "", "--appendonly", "no", "--dir", s.dir)
 	s.shell.Dir = s.dir
 	s.shell.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // Ctrl-C is for the service, which needs Redis until it has ended
@@ -94,17 +94,12 @@ func (s *redisServer) options() *redis.Options {
 	return &redis.Options{Network: "unix", Addr: s.socket}
 }
 
-// kill ends the server as a crash would.
+// kill ends the server as a crash would. It may be called again.
 func (s *redisServer) kill() {
 	if s.stdin != nil {
 		_ = s.stdin.Close()
 		_ = s.shell.Wait()
 		s.stdin = nil
 	}
-}
-
-// close kills the server and removes its folder.
-func (s *redisServer) close() {
-	s.kill()
-	_ = os.RemoveAll(s.dir)
+	_ = os.RemoveAll(s.dir) // where there has been no shell to do so
 }

@@ -97,7 +97,7 @@ func TestWithoutRedisAllGoesOn(t *testing.T) {
 	t.Parallel()
 	server, err := startRedis(t.Context())
 	require.NoError(t, err)
-	t.Cleanup(server.close)
+	t.Cleanup(server.kill)
 	s := start(t, server.options(), slog.DiscardHandler)
 
 	const clients, rounds = 2, 16 // less than the plan's burst in all

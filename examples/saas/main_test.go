@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -67,35 +68,46 @@ var testTenants = []pgxtenant.Tenant{
 }
 
 // sharedPostgres is the server of all tests.
-var sharedPostgres = sync.OnceValues(func() (*postgres, error) { return startPostgres(context.Background()) })
-
-// sharedRedis is for the tests that do no harm to it.
-var sharedRedis = sync.OnceValues(func() (*redisServer, error) { return startRedis(context.Background()) })
+var sharedPostgres = sync.OnceValues(func() (*postgres, error) {
+	p, err := startPostgres(context.Background())
+	if err == nil {
+		atEnd(p.close)
+	}
+	return p, err
+})
 
 // shared is the service, with Redis, for the tests that do no harm to it.
 var shared = sync.OnceValues(func() (*live, error) {
-	server, err := sharedRedis()
+	if _, err := sharedPostgres(); err != nil { // before Redis, to end after it
+		return nil, err
+	}
+	server, err := startRedis(context.Background())
 	if err != nil {
 		return nil, err
 	}
-	return open(server.options(), slog.DiscardHandler)
+	atEnd(func() error { server.kill(); return nil })
+	s, err := open(server.options(), slog.DiscardHandler)
+	if err == nil {
+		atEnd(s.stop)
+	}
+	return s, err
 })
 
+// ends are what is to be closed after all tests, the last first.
+var ends struct {
+	sync.Mutex
+	all []func() error
+}
+
+func atEnd(f func() error) {
+	ends.Lock()
+	defer ends.Unlock()
+	ends.all = append(ends.all, f)
+}
+
 func closeShared() (code int) {
-	s, _ := shared()
-	server, _ := sharedRedis()
-	database, _ := sharedPostgres()
-	if s != nil {
-		if err := s.stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}
-	if server != nil {
-		server.kill()
-	}
-	if database != nil {
-		if err := database.close(); err != nil {
+	for _, f := range slices.Backward(ends.all) {
+		if err := f(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
 		}

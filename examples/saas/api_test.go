@@ -136,6 +136,18 @@ func TestWhoIsRefused(t *testing.T) {
 	}
 }
 
+// Neither the cache nor a connection that is there already serves it then.
+func TestASuspendedTenantIsRefusedFromTheNextRequestOn(t *testing.T) {
+	t.Parallel()
+	s := sharedService(t)
+	path := s.as(t, "tardy", "POST", "/projects", named("a")).header.Get("Location")
+	require.Equal(t, http.StatusOK, s.as(t, "tardy", "GET", path, "").code)
+	require.NoError(t, s.db.Registry().Suspend(t.Context(), "tardy"))
+	require.Equal(t, http.StatusForbidden, s.as(t, "tardy", "GET", path, "").code)
+	require.NoError(t, s.db.Registry().Resume(t.Context(), "tardy"))
+	require.Equal(t, http.StatusOK, s.as(t, "tardy", "GET", path, "").code)
+}
+
 func TestWhatClientsMaySend(t *testing.T) {
 	t.Parallel()
 	s := sharedService(t)

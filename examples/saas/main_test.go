@@ -61,6 +61,7 @@ var testTenants = []pgxtenant.Tenant{
 	{ID: "thrifty", Plan: "free"},
 	{ID: "frozen", Plan: "pro", Status: pgxtenant.StatusReadOnly},
 	{ID: "hurried", Plan: "pro", Settings: map[string]string{"statement_timeout": "100ms"}},
+	{ID: "tardy", Plan: "enterprise"},
 	{ID: "bereft", Plan: "enterprise"},
 	{ID: "stop-row", Plan: "enterprise"},
 	{ID: "stop-schema", Plan: "enterprise", Isolation: pgxtenant.IsolationSchema},

@@ -42,33 +42,36 @@ type service struct {
 	ops      http.Handler // for operators, on a listener that nobody else reaches
 }
 
-func openService(ctx context.Context, c settings, log *slog.Logger) (s *service, err error) {
-	s = &service{log: log}
-	defer func() {
-		if err != nil {
-			s.close()
-		}
-	}()
-	if s.db, err = openDatabase(ctx, c, log); err != nil {
+func openService(ctx context.Context, c settings, log *slog.Logger) (*service, error) {
+	s := &service{log: log}
+	if err := s.open(ctx, c); err != nil {
+		s.close()
 		return nil, err
 	}
-	if err = migrate(ctx, s.db); err != nil {
-		return nil, err
+	return s, nil
+}
+
+func (s *service) open(ctx context.Context, c settings) (err error) {
+	if s.db, err = openDatabase(ctx, c, s.log); err != nil {
+		return err
 	}
-	if err = provision(ctx, s.db); err != nil {
-		return nil, err
+	if err := migrate(ctx, s.db); err != nil {
+		return err
 	}
-	if err = s.openStores(c); err != nil {
-		return nil, err
+	if err := provision(ctx, s.db); err != nil {
+		return err
 	}
-	projects, err := newProjects(s.db, s.store, log)
+	if err := s.openStores(c); err != nil {
+		return err
+	}
+	projects, err := newProjects(s.db, s.store, s.log)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s.requests = tenantprom.NewRequests(tenantprom.Plans(slices.Sorted(maps.Keys(callLimits()))...))
 	s.public = s.publicHandler(c, &api{projects})
 	s.ops = s.opsHandler()
-	return s, nil
+	return nil
 }
 
 // openStores opens the cache and the limiter: over all processes with Redis, else within this one.

@@ -196,6 +196,7 @@ func TestSIGTERMLosesNoAcknowledgedWrite(t *testing.T) {
 	writers.Wait()
 	p.client.CloseIdleConnections()
 	require.NoError(t, p.wait(), "it ends as if nothing had happened")
+	require.Regexp(t, `msg="project created" id=\S+ tenant=stop-row\n`, p.log.String())
 
 	s := sharedService(t)
 	for tenant, ids := range acknowledged {
@@ -207,11 +208,21 @@ func TestSIGTERMLosesNoAcknowledgedWrite(t *testing.T) {
 	}
 }
 
+func TestAServiceThatCannotOpenSaysWhy(t *testing.T) {
+	t.Parallel()
+	database, err := sharedPostgres()
+	require.NoError(t, err)
+	_, err = openService(t.Context(), settings{database.app(), database.as("saas_owner", "wrong"), nil, domain}, slog.New(slog.DiscardHandler))
+	require.ErrorContains(t, err, "password authentication failed")
+	require.NotContains(t, err.Error(), "wrong", "and not with what password")
+}
+
 // process is the service in a process of its own.
 type process struct {
 	*live
 	command *exec.Cmd
 	welcome string
+	log     strings.Builder // to be read after wait
 	wait    func() error
 }
 
@@ -220,12 +231,11 @@ func startProcess(t *testing.T, database *postgres) *process {
 	command := exec.Command(os.Args[0])
 	command.Env = append(os.Environ(), envMain+"=1", "SAAS_ADDR=127.0.0.1:0", "SAAS_OPS_ADDR=127.0.0.1:0",
 		"SAAS_DATABASE_URL="+database.app(), "SAAS_ADMIN_DATABASE_URL="+database.owner(), "SAAS_REDIS_URL=none")
-	var errors strings.Builder
-	command.Stderr = &errors
+	p := &process{live: new(live), command: command}
+	command.Stderr = &p.log
 	stdout, err := command.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, command.Start())
-	p := &process{live: new(live), command: command}
 	p.client.Transport = &http.Transport{MaxIdleConnsPerHost: 20}
 	p.wait = sync.OnceValue(func() error {
 		_, _ = io.Copy(io.Discard, stdout)
@@ -236,7 +246,7 @@ func startProcess(t *testing.T, database *postgres) *process {
 		_ = command.Process.Kill()
 		_ = p.wait()
 		if t.Failed() {
-			said := errors.String()
+			said := p.log.String()
 			t.Log(said[max(0, len(said)-2000):])
 		}
 	})

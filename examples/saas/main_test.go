@@ -14,8 +14,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
-	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/logging"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -87,7 +87,7 @@ var shared = sync.OnceValues(func() (*live, error) {
 		return nil, err
 	}
 	atEnd(func() error { server.kill(); return nil })
-	s, err := open(server.options(), slog.DiscardHandler)
+	s, err := open(settings{redis: server.options(), patience: time.Minute}, slog.DiscardHandler) // more than a crowded machine needs
 	if err == nil {
 		atEnd(s.stop)
 	}
@@ -127,15 +127,16 @@ type live struct {
 // opening has services migrate one after another, as deployments do.
 var opening sync.Mutex
 
-func open(options *redis.Options, log slog.Handler) (*live, error) {
+// open opens a service with these settings of caches and limits.
+func open(c settings, log slog.Handler) (*live, error) {
 	database, err := sharedPostgres()
 	if err != nil {
 		return nil, err
 	}
 	opening.Lock()
 	defer opening.Unlock()
-	s, err := openService(context.Background(), settings{database.app(), database.owner(), options, domain},
-		slog.New(pgxtenant.LogHandler(log)))
+	c.database, c.admin, c.domain = database.app(), database.owner(), domain
+	s, err := openService(context.Background(), c, slog.New(pgxtenant.LogHandler(log)))
 	if err != nil {
 		return nil, err
 	}
@@ -169,9 +170,9 @@ func sharedService(t *testing.T) *live {
 	return s
 }
 
-func start(t *testing.T, options *redis.Options, log slog.Handler) *live {
+func start(t *testing.T, c settings, log slog.Handler) *live {
 	t.Helper()
-	s, err := open(options, log)
+	s, err := open(c, log)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.stop()) })
 	return s

@@ -26,6 +26,7 @@ type settings struct {
 	database string         // URL as the service's role
 	admin    string         // URL as the role that owns the tables
 	redis    *redis.Options // nil: caches and limits are within the process
+	patience time.Duration  // how long cache and limits wait for Redis; zero: 200 and 100 ms, their defaults
 	domain   string         // acme.DOMAIN is acme's
 }
 
@@ -76,7 +77,7 @@ func (s *service) open(ctx context.Context, c settings) (err error) {
 
 // openStores opens the cache and the limiter: over all processes with Redis, else within this one.
 func (s *service) openStores(c settings) (err error) {
-	limits := tenantlimit.Config{Plans: callLimits(), Logger: s.log}
+	limits := tenantlimit.Config{Plans: callLimits(), Timeout: c.patience, Logger: s.log}
 	if c.redis == nil {
 		s.store, err = tenantcache.NewMemory(tenantcache.MemoryConfig{TenantBytes: cacheBytes})
 	} else {
@@ -86,7 +87,7 @@ func (s *service) openStores(c settings) (err error) {
 		options.MaxRetries, options.DialerRetries, options.ContextTimeoutEnabled = 1, 1, true
 		s.redis = redis.NewClient(&options)
 		limits.Redis = s.redis
-		s.store, err = tenantcache.NewRedis(s.redis, tenantcache.RedisConfig{Logger: s.log})
+		s.store, err = tenantcache.NewRedis(s.redis, tenantcache.RedisConfig{Timeout: c.patience, Logger: s.log})
 	}
 	if err != nil {
 		return err

@@ -8,13 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/grafana/grafana-foundation-sdk/go/cog"
-	"github.com/grafana/grafana-foundation-sdk/go/cog/variants"
-	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
-	"github.com/grafana/grafana-foundation-sdk/go/prometheus"
-	"github.com/grafana/grafana-foundation-sdk/go/stat"
-	"github.com/grafana/grafana-foundation-sdk/go/table"
-	"github.com/grafana/grafana-foundation-sdk/go/timeseries"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v3"
@@ -87,19 +80,6 @@ var notOnDashboard = []string{
 	"pgxtenant_audit_allowed_findings", "pgxtenant_cache_stale_total", "pgxtenant_cache_undecodable_total", "pgxtenant_cache_refreshes_total",
 	"pgxtenant_cache_overtaken_total", "pgxtenant_cache_too_large_total", "pgxtenant_cache_invalidations_total", "pgxtenant_cache_redis_spared_total",
 	"pgxtenant_cache_breaker_opens_total", "pgxtenant_cache_tenants", "pgxtenant_cache_entries", "pgxtenant_cache_evictions_total",
-}
-
-// Grafana's own types take the dashboard, without a field left over.
-func TestGrafanaUnderstandsTheDashboard(t *testing.T) {
-	t.Parallel()
-	runtime := cog.NewRuntime()
-	runtime.RegisterDataqueryVariant(prometheus.VariantConfig())
-	for _, panel := range []variants.PanelcfgConfig{timeseries.VariantConfig(), stat.VariantConfig(), table.VariantConfig()} {
-		runtime.RegisterPanelcfgVariant(panel)
-	}
-	var d dashboard.Dashboard
-	require.NoError(t, d.UnmarshalJSONStrict(tenantprom.Dashboard))
-	require.NoError(t, d.Validate())
 }
 
 // checkAlerts checks the rules in the documentation.

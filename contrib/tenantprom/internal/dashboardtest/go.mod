@@ -3,7 +3,6 @@ module github.com/pgxtenant/pgxtenant/contrib/tenantprom/internal/dashboardtest
 go 1.26.0
 
 require (
-	github.com/grafana/grafana-foundation-sdk/go v0.0.22
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/pgxtenant/pgxtenant v0.0.0
 	github.com/pgxtenant/pgxtenant/contrib/tenantcache v0.0.0

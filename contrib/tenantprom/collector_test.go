@@ -144,7 +144,7 @@ func TestTheHeaviestTenantsAreToldByName(t *testing.T) {
 	for _, use := range []struct {
 		tenant  string
 		seconds float64
-	}{{"acme", 0.08}, {"other", 0.04}, {"globex", 0.02}, {"", 0.06}, {"none", 0}, {"initech", 0}} {
+	}{{"acme", 0.3}, {"other", 0.1}, {"", 0.2}, {"globex", 0}, {"none", 0}, {"initech", 0}} {
 		ctx := pgxtenant.WithoutTenant(t.Context())
 		if use.tenant != "" {
 			ctx = as(t, use.tenant)
@@ -160,7 +160,8 @@ func TestTheHeaviestTenantsAreToldByName(t *testing.T) {
 	s := scrape(t, NewCollector(db, TopK(3)))
 	require.ElementsMatch(t, []string{"tenant=acme", "tenant=none", "tenant=other (tenant)", "tenant=other"}, keys(s[name]))
 	require.Greater(t, s.value(t, name, "tenant=acme"), s.value(t, name, "tenant=none"))
-	require.InDelta(t, 3, s.value(t, "pgxtenant_tenant_statements_per_second", "tenant=other")*db.Load().Minute.Span.Seconds(), 2.9)
+	rate := s.value(t, "pgxtenant_tenant_statements_per_second", "tenant=other") * max(1, db.Load().Minute.Span.Seconds())
+	require.InDelta(t, 3, rate, 1, "globex, none and initech, over a window that goes on")
 	require.InDelta(t, 1, s.value(t, "pgxtenant_tenant_held_connections", "tenant=other"), 0)
 	shares := 0.0
 	for _, m := range s["pgxtenant_tenant_shared_time_ratio"] {

@@ -186,6 +186,9 @@ func TestAMiddlewareMayStandAnywhere(t *testing.T) {
 		"three times": {func(r *Requests) wrapper {
 			return func(next http.Handler) http.Handler { return r.Middleware(r.Around(tenants)(r.Middleware(next))) }
 		}, map[string]float64{"GET /notes/{id}|free|2xx": 1, "none|none|4xx": 1}},
+		"around, and a name for all": {func(r *Requests) wrapper {
+			return func(next http.Handler) http.Handler { return r.Around(tenants)(r.Wrap("api", next)) }
+		}, map[string]float64{"api|free|2xx": 1, "none|none|4xx": 1}},
 		"with another request between": {func(r *Requests) wrapper {
 			return func(next http.Handler) http.Handler {
 				return r.Middleware(http.TimeoutHandler(r.Around(tenants)(next), time.Minute, ""))

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql/parser"
 )
@@ -102,13 +103,13 @@ func (c *checker) selected(x *parser.VectorSelector) []string {
 	}
 	has := names(all)
 	for _, m := range x.LabelMatchers {
-		if m.Name != labels.MetricName && !slices.Contains(has, m.Name) {
+		if m.Name != model.MetricNameLabel && !slices.Contains(has, m.Name) {
 			c.fail("%s has no label %s, only %v", x.Name, m.Name, has)
 		}
 	}
 	matches := func(l labels.Labels) bool {
 		for _, m := range x.LabelMatchers {
-			if m.Name != labels.MetricName && !m.Matches(l.Get(m.Name)) {
+			if m.Name != model.MetricNameLabel && !m.Matches(l.Get(m.Name)) {
 				return false
 			}
 		}

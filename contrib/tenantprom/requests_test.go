@@ -274,6 +274,19 @@ func TestBoundsOfLabels(t *testing.T) {
 	}
 }
 
+// A router tells its route in the request's context, by the time that it has served it.
+func TestAnEndpointIsAskedForOnceServed(t *testing.T) {
+	t.Parallel()
+	type routeKey struct{}
+	r := NewRequests(ByEndpoint(func(r *http.Request) string { return *r.Context().Value(routeKey{}).(*string) }))
+	h := r.Middleware(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
+		*req.Context().Value(routeKey{}).(*string) = "/projects/{id}"
+	}))
+	ctx := context.WithValue(t.Context(), routeKey{}, new(string))
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/projects/7", nil))
+	require.Equal(t, map[string]float64{"/projects/{id}|none|2xx": 1}, counted(t, r))
+}
+
 // Nobody can break a scrape by what a plan or an endpoint is called.
 func TestOddNames(t *testing.T) {
 	t.Parallel()

@@ -96,6 +96,7 @@
 //
 // [TenantDB.Load] tells what each tenant has the database do, [TenantDB.Stat] what pools do, and [TenantDB.DebugHandler]
 // shows both on a page. A tenant that takes a large share of the shared database is told to Config.OnHeavyTenant.
+// The module contrib/tenantprom tells Prometheus of it.
 //
 // # Errors
 //

@@ -24,6 +24,7 @@ type loadMeter struct {
 	waits     [len(waitBounds) + 1]atomic.Int64 // checkouts that waited, by how long
 	waitTime  atomic.Int64
 	served    atomic.Int64 // of them, those that came to a connection
+	unwaited  atomic.Int64 // the most that were told of as not having waited
 	retired   atomic.Int64 // bindings sent on connections that are closed
 	callbacks sync.WaitGroup
 
@@ -264,8 +265,15 @@ func (l *loadMeter) histogram(served int64) (h WaitHistogram) {
 	for i := range l.waits {
 		h.Counts[i] = l.waits[i].Load()
 	}
-	h.Counts[0] += max(0, served-l.served.Load()) // who did not wait is not told of each time
-	return h
+	// Who did not wait is not told of each time. Of the two counts one may be ahead of the other, but what has been
+	// told of does not become less.
+	n := served - l.served.Load()
+	for told := l.unwaited.Load(); ; told = l.unwaited.Load() {
+		if n = max(n, told); n == told || l.unwaited.CompareAndSwap(told, n) {
+			h.Counts[0] += n
+			return h
+		}
+	}
 }
 
 // bound returns how many bindings have been sent.

@@ -600,3 +600,12 @@ func TestLoadUnderStress(t *testing.T) {
 	require.Empty(t, load.Held)
 	require.LessOrEqual(t, load.Total.Time, time.Since(load.At.Add(-load.Hour.Span))*4+time.Minute)
 }
+
+// Counts of a histogram only rise, although the pools' number of checkouts comes later than that of those who waited.
+func TestWaitsOnlyRise(t *testing.T) {
+	l, _ := newTestMeter(t)
+	require.EqualValues(t, 10, l.histogram(10).Counts[0])
+	l.served.Add(3)
+	require.EqualValues(t, 10, l.histogram(11).Counts[0])
+	require.EqualValues(t, 11, l.histogram(14).Counts[0])
+}

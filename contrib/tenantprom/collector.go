@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -44,10 +43,6 @@ type Collector struct {
 	cache   group[cacheStats]
 	limiter group[tenantlimit.Stats]
 	waits   *prometheus.Desc
-
-	// mu guards what follows.
-	mu     sync.Mutex
-	waited []int64 // as last told
 }
 
 type named[S any] struct {
@@ -202,21 +197,11 @@ func (c *Collector) snapshot() *snapshot {
 	return s
 }
 
-// collectWaits tells of the waits. The TenantDB has the count of those who did not wait from two sources, read one after
-// the other, so it may be one less than a moment ago. To Prometheus that would be a new beginning.
+// collectWaits tells of the waits.
 func (c *Collector) collectWaits(ch chan<- prometheus.Metric, h pgxtenant.WaitHistogram) {
 	if len(h.Counts) == 0 {
 		return
 	}
-	c.mu.Lock()
-	if c.waited == nil {
-		c.waited = make([]int64, len(h.Counts))
-	}
-	for i := range h.Counts {
-		h.Counts[i] = max(h.Counts[i], c.waited[i])
-	}
-	copy(c.waited, h.Counts)
-	c.mu.Unlock()
 	count, buckets := uint64(0), make(map[float64]uint64, len(h.Bounds))
 	for i, n := range h.Counts {
 		count += uint64(n)

@@ -190,20 +190,6 @@ func TestWithoutLoadNothingIsToldOfIt(t *testing.T) {
 	require.InDelta(t, 1, s.value(t, "pgxtenant_acquires_total", "result=acquired"), 0)
 }
 
-// A count that is one less for a moment would be a counter's new beginning to Prometheus.
-func TestWaitsNeverBecomeFewer(t *testing.T) {
-	t.Parallel()
-	c := NewCollector(openDB(t))
-	tell := func(counts ...int64) uint64 {
-		ch := make(chan prometheus.Metric, 1)
-		c.collectWaits(ch, pgxtenant.WaitHistogram{Bounds: []time.Duration{time.Millisecond, time.Second}, Counts: counts})
-		return metric(t, <-ch).GetHistogram().GetSampleCount()
-	}
-	require.EqualValues(t, 15, tell(10, 3, 2))
-	require.EqualValues(t, 16, tell(9, 4, 2))
-	require.EqualValues(t, 18, tell(12, 4, 2))
-}
-
 func TestScrapesAndStatementsAtTheSameTime(t *testing.T) {
 	t.Parallel()
 	db := openDB(t, withDatabaseTenant(t))

@@ -33,6 +33,7 @@ type binder struct {
 	setting       string
 	sharedSchemas []string
 	strict        bool
+	fenced        bool                // each transaction takes the lock of the tenant's run; see runPlace
 	sealer        *sealer             // nil without Config.Seal
 	limits        func(Tenant) Limits // may be nil
 	none          *binding
@@ -260,7 +261,10 @@ func (b *binder) params(t *Tenant, seal string) []string {
 	}
 	if t.Isolation == IsolationSchema {
 		schema := t.schema()
-		params = append(params, schema, searchPath(schema, b.sharedSchemas), `"the role may not use schema `+schema)
+		params = append(params, schema, searchPath(append([]string{schema}, b.sharedSchemas...)...), `"the role may not use schema `+schema)
+	}
+	if b.fenced {
+		params = append(params, fenceOf(t))
 	}
 	return params
 }
@@ -297,6 +301,9 @@ func (b *binder) statement(schema bool, settings int, param func() string) strin
 		sb.WriteString(",pg_catalog.set_config('search_path',case when pg_catalog.has_schema_privilege(" + param() +
 			"::text,'usage') then " + param() + "::text else " + param() + " end,true)")
 	}
+	if b.fenced { // behind lock_timeout, which is one of the settings
+		sb.WriteString(",pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(" + param() + "::text,0))")
+	}
 	return sb.String()
 }
 
@@ -316,6 +323,9 @@ func (b *binder) shape(schema bool, settings int) *shape {
 	if settings > 0 {
 		s.name += "_" + strconv.Itoa(settings)
 	}
+	if b.fenced {
+		s.name += "_fenced"
+	}
 	n := 0
 	s.sql = b.statement(schema, settings, func() string {
 		n++
@@ -330,9 +340,9 @@ func (b *binder) shape(schema bool, settings int) *shape {
 
 // searchPath is the search_path of a schema tenant: its own schema, the shared ones, and the temporary
 // schema last, since it would otherwise be searched before all others.
-func searchPath(schema string, shared []string) string {
+func searchPath(schemas ...string) string {
 	var sb strings.Builder
-	for _, s := range append([]string{schema}, shared...) {
+	for _, s := range schemas {
 		sb.WriteString(pgx.Identifier{s}.Sanitize())
 		sb.WriteString(", ")
 	}

@@ -55,6 +55,13 @@ var (
 	// ErrTenantStatus means a change of status that the tenant's present status does not allow.
 	ErrTenantStatus = errors.New("pgxtenant: the tenant's status does not allow it")
 
+	// ErrRunStopped means that TenantDB.ForEach ended before all was done: by ForEachOptions.StopAfter or StopRate, by a
+	// failure of a canary, a template or the shared schemas, or because Stop was closed. A call under the same Name goes on.
+	ErrRunStopped = errors.New("pgxtenant: the run was stopped")
+
+	// ErrNothingSelected means that what ForEachOptions select is nothing at all. Nothing was done.
+	ErrNothingSelected = errors.New("pgxtenant: no tenant is selected")
+
 	// ErrClosed means the TenantDB has been closed, or the Registry.
 	ErrClosed = errors.New("pgxtenant: closed")
 

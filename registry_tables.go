@@ -36,6 +36,7 @@ var registrySteps = []string{
 	);
 	create index tenant_alias_tenant on pgxtenant.tenant_alias (tenant_id);` +
 		registryTriggers("tenant", "t", "id") + registryTriggers("tenant_alias", "a", "alias"),
+	runTables,
 }
 
 // registryTriggers tell of changes, by statement: one that touches many rows says so once.

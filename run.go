@@ -90,13 +90,14 @@ func (db *TenantDB) newRun(ctx context.Context, o ForEachOptions, f ForEachFunc)
 func (db *TenantDB) openRun(ctx context.Context, o ForEachOptions) (_ *tenantRun, err error) {
 	o = o.withDefaults()
 	err = o.validate()
-	switch {
-	case db.closed.Load():
-		err = ErrClosed
-	case db.registry == nil:
+	if db.registry == nil {
 		err = errors.Join(err, ErrNoRegistry)
-	case db.admin == nil:
+	}
+	if db.admin == nil {
 		err = errors.Join(err, ErrNoAdmin)
+	}
+	if db.closed.Load() {
+		err = ErrClosed
 	}
 	if err != nil {
 		return nil, err

@@ -131,7 +131,9 @@ func (r *tenantRun) report(cause error) (*RunReport, error) {
 	rep := &RunReport{RunProgress: g.p, Resumed: r.resumed, Failures: g.failures, db: r.db}
 	left, err := r.leftOver(ctx)
 	if err == nil {
-		rep.LeftOver, rep.Complete = left, left == 0
+		if rep.LeftOver, rep.Complete = left, left == 0; rep.Complete {
+			rep.Total = rep.Ended() // what is selected by a function is known now
+		}
 		if cause == nil && rep.Ended() == 0 && left == 0 && !r.resumed {
 			rep.Complete, cause = false, ErrNothingSelected
 		}

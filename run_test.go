@@ -26,7 +26,12 @@ type fleet struct {
 
 func newFleet(t testing.TB, tenants int, adjust ...func(*Config)) *fleet {
 	t.Helper()
-	fl := &fleet{t: t, d: pgtest.New(t)}
+	return newFleetOn(t, pgtest.New(t), tenants, adjust...)
+}
+
+func newFleetOn(t testing.TB, d *pgtest.DB, tenants int, adjust ...func(*Config)) *fleet {
+	t.Helper()
+	fl := &fleet{t: t, d: d}
 	fl.db = fl.open(adjust...)
 	require.NoError(t, fl.db.Registry().Install(context.Background()))
 	fl.add(0, tenants)

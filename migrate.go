@@ -99,10 +99,11 @@ type ForEachOptions struct {
 	SkipShared, SkipTemplates bool
 
 	// Versions, if not nil, returns the versions that tenants are at, by ID; one that is missing is at "". It is asked on
-	// a connection of Config.Admin's role that is placed in no tenant, once for each database and page of up
-	// to 1,000 tenants in it, so one query should do for all: name schemas in full. It is asked again for a single tenant before it is
-	// called for, if that answer is not fresh, and after. For what is no tenant's own, tenants is that one value of an empty ID, which is the key then.
-	// It may be called for several databases at once. Its error is that of each tenant it was asked for.
+	// a connection of Config.Admin's role to their database, once for each page of up to 1,000 schema tenants, so one query
+	// should do for all. The connection may be placed in any schema: name schemas in full, as Tenant.Schema has them. It is
+	// asked again for each tenant that is worked on, before and after. For what is no tenant's own, tenants is that one
+	// value of an empty ID, which is the key then. It may be called for several tenants, or pages, at once. Its error
+	// is that of each tenant it was asked for.
 	Versions func(ctx context.Context, conn *pgx.Conn, tenants []Tenant) (map[string]string, error)
 
 	// Target is the version to reach: a tenant that Versions says is there is reported as current, and nothing is

@@ -379,7 +379,7 @@ func (r *tenantRun) end(out outcome) error {
 	}
 	switch {
 	case out.busy && out.fatal == nil:
-		t.again, t.asked = time.Now().Add(busyPause), time.Time{}
+		t.again = time.Now().Add(busyPause)
 		if r.stopped == nil {
 			r.busy = append(r.busy, t)
 		}

@@ -32,8 +32,7 @@ type runTarget struct {
 	host   string // what PerServer counts by
 	status Status
 
-	version string
-	asked   time.Time // when version was; zero if it was not
+	version string    // as of the question for all
 	again   time.Time // not to be tried before, since another session was at work on it
 	err     error     // why it cannot be worked on
 }
@@ -194,7 +193,7 @@ func (r *tenantRun) outdated(ctx context.Context, targets []*runTarget) ([]*runT
 		return nil, err
 	}
 	for _, t := range ask {
-		switch t.version, t.asked = versions[t.tenant.ID], time.Now(); {
+		switch t.version = versions[t.tenant.ID]; {
 		case err != nil:
 			t.err = err
 			rest = append(rest, t)

@@ -14,9 +14,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// freshVersion is how old an answer of ForEachOptions.Versions may be to be acted on.
-const freshVersion = 2 * time.Second
-
 // outcome is how the work on a target has ended.
 type outcome struct {
 	target    *runTarget
@@ -154,10 +151,15 @@ func (r *tenantRun) attempt(ctx context.Context, t *runTarget, provisioning bool
 // on is attempt with a connection. It reports whether the connection is as it was.
 func (r *tenantRun) on(ctx context.Context, p *runPlace, pooled *pgxpool.Conn, t *runTarget, res *RunResult, fail func(error)) (clean bool) {
 	conn := pooled.Conn()
-	if r.o.Versions != nil && time.Since(t.asked) > freshVersion {
+	if err := p.enter(ctx, conn, t); err != nil {
+		fail(err)
+		return !conn.IsClosed() && p.reset(ctx, conn) == nil
+	}
+	if r.o.Versions != nil {
+		// Under the lock: another process may have done it since all were asked for.
 		version, err := r.versionOf(ctx, conn, t)
 		if err != nil {
-			fail(err)
+			fail(p.explain(err, t))
 			return false
 		}
 		res.Before = version
@@ -165,10 +167,6 @@ func (r *tenantRun) on(ctx context.Context, p *runPlace, pooled *pgxpool.Conn, t
 			res.State, res.After = RunCurrent, version
 			return p.reset(ctx, conn) == nil
 		}
-	}
-	if err := p.enter(ctx, conn, t); err != nil {
-		fail(err)
-		return !conn.IsClosed() && p.reset(ctx, conn) == nil
 	}
 	fctx, cancel := r.fenced(ctx, p)
 	defer cancel()

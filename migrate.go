@@ -102,8 +102,8 @@ type ForEachOptions struct {
 	// a connection of Config.Admin's role to their database, once for each page of up to 1,000 schema tenants, so one query
 	// should do for all. The connection may be placed in any schema: name schemas in full, as Tenant.Schema has them. It is
 	// asked again for each tenant that is worked on, before and after. For what is no tenant's own, tenants is that one
-	// value of an empty ID, which is the key then. It may be called for several tenants, or pages, at once. Its error
-	// is that of each tenant it was asked for.
+	// value of an empty ID, which is the key then. It may be called for several tenants, or pages, at once. If it
+	// fails for a page, it is asked for each tenant of it alone, and its error is that of those for which it fails then.
 	Versions func(ctx context.Context, conn *pgx.Conn, tenants []Tenant) (map[string]string, error)
 
 	// Target is the version to reach: a tenant that Versions says is there is reported as current, and nothing is

@@ -106,11 +106,14 @@ func (db *TenantDB) resultPage(ctx context.Context, books *pgxpool.Pool, run int
 }
 
 // PurgeRuns removes from the registry what it keeps of runs that were begun longer than age ago, whether they were
-// completed or not, and returns how many. One that a process is at work in stays.
+// completed or not, and returns how many. One that a process is at work in stays. It also forgets the claims of processes that have died.
 func (db *TenantDB) PurgeRuns(ctx context.Context, age time.Duration) (int, error) {
 	books, err := db.runBooks()
 	if err != nil {
 		return 0, err
+	}
+	if _, err := books.Exec(ctx, "delete from pgxtenant.run_claim where expires < clock_timestamp()"); err != nil {
+		return 0, db.registry.explain("purge runs", err)
 	}
 	tag, err := books.Exec(ctx, `delete from pgxtenant.run r where started < clock_timestamp() - $1::bigint * interval '1 microsecond'
 		and not exists (select from pgxtenant.run_claim c where c.run = r.id and c.expires > clock_timestamp())`, age.Microseconds())
@@ -118,8 +121,9 @@ func (db *TenantDB) PurgeRuns(ctx context.Context, age time.Duration) (int, erro
 }
 
 // Pending tells for each target that the options select which version it is at, and whether it is current, without
-// doing or writing anything. It takes no notice of what earlier runs have done. One that Versions fails for is RunFailed; without
-// Versions all are RunPending. Database tenants are asked one after another. It ends after an error.
+// doing or writing anything. It takes no notice of what earlier runs have done. One that Versions fails for is RunFailed, as is
+// each template database that nobody may connect to; without Versions all are RunPending. Database tenants are asked one after
+// another. It ends after an error.
 func (db *TenantDB) Pending(ctx context.Context, o ForEachOptions) iter.Seq2[RunResult, error] {
 	return func(yield func(RunResult, error) bool) {
 		o.FailedOnly = false
@@ -189,8 +193,8 @@ func (r *tenantRun) pendingOf(targets []*runTarget, yield func(RunResult) bool) 
 		res := RunResult{Tenant: t.tenant.ID, Isolation: t.tenant.Isolation, Place: t.place, State: RunPending, Err: t.err}
 		switch {
 		case t.err != nil || r.o.Versions == nil:
-		case t.kind == targetTenant && t.tenant.Isolation == IsolationSchema:
-			res.Before, res.Err = versions[t.name], err
+		case err == nil && t.kind == targetTenant && t.tenant.Isolation == IsolationSchema:
+			res.Before = versions[t.name]
 		default:
 			res.Before, res.Err = r.versionThere(t)
 		}

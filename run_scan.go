@@ -192,35 +192,32 @@ func (r *tenantRun) outdated(ctx context.Context, targets []*runTarget) ([]*runT
 	if err != nil && ctx.Err() != nil {
 		return nil, err
 	}
+	// One tenant may have made the question fail for all. Each is asked for again when it is worked on.
 	for _, t := range ask {
-		switch t.version = versions[t.tenant.ID]; {
-		case err != nil:
-			t.err = err
-			rest = append(rest, t)
-		case r.o.Target != "" && t.version == r.o.Target:
+		if t.version = versions[t.tenant.ID]; err == nil && r.o.Target != "" && t.version == r.o.Target {
 			current = append(current, t)
-		default:
+		} else {
 			rest = append(rest, t)
 		}
 	}
-	if err := r.note(ctx, RunCurrent, current); err != nil {
+	noted, err := r.note(ctx, RunCurrent, current, nil)
+	if err != nil {
 		return nil, err
 	}
-	r.progress.many(RunCurrent, len(current))
+	r.progress.many(RunCurrent, len(noted))
+	for _, t := range current {
+		if !noted[t.name] { // another process is about to say so
+			rest = append(rest, t)
+		}
+	}
 	return rest, nil
 }
 
 // skip notes tenants that are being removed.
 func (r *tenantRun) skip(ctx context.Context, targets []*runTarget) error {
-	errs := make([]error, len(targets))
-	for i, t := range targets {
-		errs[i] = &TenantError{t.name, "run", errDeleted}
-	}
-	if err := r.note(ctx, RunSkipped, targets, errs...); err != nil {
-		return err
-	}
-	r.progress.many(RunSkipped, len(targets))
-	return nil
+	noted, err := r.note(ctx, RunSkipped, targets, errDeleted)
+	r.progress.many(RunSkipped, len(noted))
+	return err
 }
 
 var errDeleted = fmt.Errorf("%w: it was deleted, or is being deleted", ErrTenantUnavailable)

@@ -194,35 +194,47 @@ func (r *tenantRun) finish(ctx context.Context, t *runTarget, res *RunResult) er
 	})
 }
 
-// note writes what became of targets that nobody had to claim.
-func (r *tenantRun) note(ctx context.Context, state RunState, targets []*runTarget, errs ...error) error {
+// note writes what became of targets that nobody had to claim, and returns the names of those it has written: not of
+// those that another process is at work on.
+func (r *tenantRun) note(ctx context.Context, state RunState, targets []*runTarget, why error) (noted map[string]bool, err error) {
 	if len(targets) == 0 {
-		return nil
+		return nil, nil
 	}
 	var kinds, names, isolations, places, versions, texts []string
-	for i, t := range targets {
+	for _, t := range targets {
 		kinds, names = append(kinds, t.kind), append(names, t.name)
 		isolations, places, versions = append(isolations, t.tenant.Isolation.String()), append(places, t.place), append(versions, storable(t.version))
-		var err error
-		if len(errs) > 0 {
-			err = errs[i]
+		text := ""
+		if why != nil {
+			text = errorText(t.wrap(why))
 		}
-		texts = append(texts, errorText(err))
+		texts = append(texts, text)
 	}
 	after := "version"
 	if state != RunCurrent {
 		after = "''"
 	}
-	return r.book(ctx, func(ctx context.Context) error {
-		_, err := r.books.Exec(ctx, `insert into pgxtenant.run_result as r (run, kind, target, isolation, place, state, runner, before, after, error, ended)
+	err = r.book(ctx, func(ctx context.Context) error {
+		rows, err := r.books.Query(ctx, `insert into pgxtenant.run_result as r (run, kind, target, isolation, place, state, runner, before, after, error, ended)
 			select $1, kind, target, isolation, place, $2, $3, version, `+after+`, error, clock_timestamp()
 			from unnest($4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[]) x(kind, target, isolation, place, version, error)
 			on conflict (run, kind, target) do update set state = excluded.state, runner = excluded.runner, place = excluded.place, isolation = excluded.isolation,
 				before = excluded.before, after = excluded.after, error = excluded.error, attempts = 0, started = clock_timestamp(), ended = clock_timestamp()
-				where r.state not in ('done', 'current', 'running')`,
-			r.id, string(state), r.runner, kinds, names, isolations, places, versions, texts)
+				where r.state not in ('done', 'current') and not exists (select from pgxtenant.run_claim c
+					where c.kind = r.kind and c.target = r.target and c.expires > clock_timestamp())
+			returning target`, r.id, string(state), r.runner, kinds, names, isolations, places, versions, texts)
+		if err != nil {
+			return err
+		}
+		noted = make(map[string]bool, len(targets))
+		var name string
+		_, err = pgx.ForEachRow(rows, []any{&name}, func() error {
+			noted[name] = true
+			return nil
+		})
 		return err
 	})
+	return noted, err
 }
 
 // beat renews the claims of this call.

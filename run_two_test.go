@@ -264,3 +264,37 @@ func TestForEachTakenOver(t *testing.T) {
 	second.Wait()
 	require.Equal(t, 1, fl.upgraded())
 }
+
+// A process that dies between the commit of a tenant and the note of it leaves nothing to do.
+func TestForEachDiedBeforeTheNote(t *testing.T) {
+	t.Parallel()
+	fl := newFleet(t, 3)
+	ctx := context.Background()
+	o := ForEachOptions{Name: "v2", Versions: versionsOf(nil), Target: "2", SkipShared: true, StopAfter: 1, Concurrency: 1}
+	report, err := fl.db.ForEach(ctx, o, func(context.Context, *pgx.Conn, Tenant) error { return errTest })
+	require.ErrorIs(t, err, errTest)
+	fl.d.Exec(fmt.Sprintf("update pgxtenant.run_result set state = 'running', ended = null where run = %d", report.Run),
+		fmt.Sprintf("insert into pgxtenant.run_claim values ('tenant', 't0000', 'dead', %d, now())", report.Run),
+		"alter table tenant_t0000.item add note text", "update tenant_t0000.ledger set version = '2'")
+	require.Equal(t, RunInterrupted, resultOf(t, report, "t0000").State)
+	report, err = fl.db.ForEach(ctx, o, upgrade)
+	require.NoError(t, err)
+	require.Equal(t, []int{2, 1, 0}, []int{report.Done, report.Current, report.LeftOver})
+	require.NoError(t, fl.purge())
+	fl.quiet()
+}
+
+// A registry of before there were runs is brought up to date by Install.
+func TestForEachOldRegistry(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	ctx := context.Background()
+	conn := d.Connect(d.OwnerURL())
+	require.NoError(t, install(ctx, conn, "registry", registrySteps[:1]))
+	_, err := conn.Exec(ctx, "insert into pgxtenant.tenant values ('a', '', 'row', '', '', '', '', 'active', '{}')")
+	require.NoError(t, err)
+	fl := newFleetOn(t, d, 1)
+	report, err := fl.db.ForEach(ctx, ForEachOptions{IDs: []string{"a"}}, (&order{}).note)
+	require.NoError(t, err)
+	require.Equal(t, 1, report.Done)
+}

@@ -128,7 +128,11 @@ func (r *tenantRun) attempt(ctx context.Context, t *runTarget, provisioning bool
 	defer reopen()
 	place := r.home
 	if t.tenant.Isolation == IsolationDatabase {
-		config, err := r.poolConfig(ctx, t)
+		var config *pgxpool.Config
+		err := callSafely(func() (err error) {
+			config, err = r.poolConfig(ctx, t)
+			return err
+		})
 		if err == nil {
 			place, err = r.openPlace(ctx, config, 1)
 		}

@@ -192,12 +192,8 @@ func (r *tenantRun) leftPage(ctx context.Context, after string) (records []Recor
 	if args = append(args, nil); !r.scanned.IsZero() {
 		args[6] = r.scanned
 	}
-	rows, err := r.books.Query(ctx, recordSQL+`t.id > $1 and t.isolation <> 'row' and t.status <> 'deleting'
-		and ($3::text[] is null or t.isolation = any ($3)) and ($4::text[] is null or t.plan = any ($4)) and ($5::text[] is null or t.id = any ($5))
-		and not exists (select from pgxtenant.run_result r where r.run = $6 and r.kind = 'tenant' and r.target = t.id
-			and r.state in ('done', 'current', 'skipped'))
-		and ($7::timestamptz is null or t.created < $7)
-		order by t.id limit $2`, args...)
+	rows, err := r.books.Query(ctx, recordSQL+chosenSQL+` and t.status <> 'deleting' and ($7::timestamptz is null or t.created < $7)
+		and coalesce((select r.state not in ('done', 'current', 'skipped') `+ofTenantSQL+`), true) order by t.id limit $2`, args...)
 	if err != nil {
 		return nil, err
 	}

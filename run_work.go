@@ -195,9 +195,10 @@ func (r *tenantRun) on(ctx context.Context, p *runPlace, pooled *pgxpool.Conn, t
 	if res.State == RunUnknown || p.reset(ctx, conn) != nil {
 		return false
 	}
-	if r.o.Versions != nil {
-		r.after(ctx, conn, t, res)
+	if r.o.Versions == nil {
+		return true
 	}
+	r.after(ctx, conn, t, res)
 	return !conn.IsClosed() && p.reset(ctx, conn) == nil
 }
 

@@ -162,12 +162,15 @@ func TestForEachEndsEarly(t *testing.T) {
 			db := fl.open()
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
-			var running atomic.Int32
+			super := fl.d.Connect(fl.d.SuperURL())
+			go func() { // once both have come to the server: a request to cancel that comes before its statement is lost
+				for count(t, super, context.Background(), "select count(*) from pg_stat_activity where datname = current_database() and query like '%pg_sleep(30)%' and pid <> pg_backend_pid() and state = 'active'") < 2 {
+					time.Sleep(5 * time.Millisecond)
+				}
+				end(db, cancel)
+			}()
 			begun := time.Now()
 			report, err := db.ForEach(ctx, ForEachOptions{SkipShared: true, Concurrency: 2}, func(ctx context.Context, conn *pgx.Conn, _ Tenant) error {
-				if running.Add(1) == 2 {
-					go end(db, cancel)
-				}
 				_, err := conn.Exec(ctx, "select pg_sleep(30)")
 				return err
 			})

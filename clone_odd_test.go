@@ -230,4 +230,11 @@ func TestRowsOfReference(t *testing.T) {
 	d.Exec("alter table tenant_a.kind disable trigger loud")
 	// sub drew from the free sequence and from n's as well.
 	require.Equal(t, []string{"5 5 4"}, strs(t, m.admin, ctx, "insert into tenant_a.kind (name) values ('c') returning concat_ws(' ', id, n, i)"))
+
+	// A copy in stock has the rows of its day, and is not given out when they have changed.
+	_, err = m.Stock(ctx, 1)
+	require.NoError(t, err)
+	d.Exec("insert into tpl.part values (3)")
+	require.NoError(t, m.Provision(ctx, "b"))
+	require.Equal(t, []string{"1", "2", "3"}, strs(t, m.admin, ctx, "select id::text from tenant_b.part order by id"))
 }

@@ -107,7 +107,11 @@ func (m *SchemaManager) provision(ctx context.Context, tenantID, schema string) 
 		if err != nil {
 			return err
 		}
-		stocked, err := m.fromStock(ctx, tx, template, schema)
+		fingerprint, err := m.fingerprint(ctx, tx, template)
+		if err != nil {
+			return err
+		}
+		stocked, err := m.fromStock(ctx, tx, template, fingerprint, schema)
 		if err != nil {
 			return err
 		}
@@ -119,7 +123,7 @@ func (m *SchemaManager) provision(ctx context.Context, tenantID, schema string) 
 		// A row without a schema is one that somebody dropped by other means.
 		_, err = tx.Exec(ctx, `insert into pgxtenant.schema (name, state, tenant, template, fingerprint) values ($1, 'live', $2, $3, $4)
 			on conflict (name) do update set state = 'live', tenant = excluded.tenant, was = null, template = excluded.template,
-				fingerprint = excluded.fingerprint, changed = clock_timestamp()`, schema, tenantID, m.o.Template, template.fingerprint())
+				fingerprint = excluded.fingerprint, changed = clock_timestamp()`, schema, tenantID, m.o.Template, fingerprint)
 		return err
 	})
 }
@@ -319,10 +323,14 @@ func (m *SchemaManager) Stock(ctx context.Context, n int) (made int, err error) 
 			if err != nil {
 				return err
 			}
+			fingerprint, err := m.fingerprint(ctx, tx, template)
+			if err != nil {
+				return err
+			}
 			var stale []string
 			var fresh int
 			err = tx.QueryRow(ctx, `select coalesce(array_agg(name) filter (where fingerprint <> $2), '{}'), count(*) filter (where fingerprint = $2)
-				from pgxtenant.schema where state = 'stock' and template = $1`, m.o.Template, template.fingerprint()).Scan(&stale, &fresh)
+				from pgxtenant.schema where state = 'stock' and template = $1`, m.o.Template, fingerprint).Scan(&stale, &fresh)
 			if err != nil {
 				return err
 			}
@@ -346,7 +354,7 @@ func (m *SchemaManager) Stock(ctx context.Context, n int) (made int, err error) 
 				return err
 			}
 			made++
-			_, err = tx.Exec(ctx, "insert into pgxtenant.schema (name, state, template, fingerprint) values ($1, 'stock', $2, $3)", name, m.o.Template, template.fingerprint())
+			_, err = tx.Exec(ctx, "insert into pgxtenant.schema (name, state, template, fingerprint) values ($1, 'stock', $2, $3)", name, m.o.Template, fingerprint)
 			return err
 		})
 		if err != nil || !more {
@@ -356,10 +364,10 @@ func (m *SchemaManager) Stock(ctx context.Context, n int) (made int, err error) 
 }
 
 // fromStock gives a ready-made copy the tenant's name, if there is one.
-func (m *SchemaManager) fromStock(ctx context.Context, tx pgx.Tx, template *description, schema string) (bool, error) {
+func (m *SchemaManager) fromStock(ctx context.Context, tx pgx.Tx, template *description, fingerprint []byte, schema string) (bool, error) {
 	var name string
 	err := tx.QueryRow(ctx, `select name from pgxtenant.schema where state = 'stock' and template = $1 and fingerprint = $2
-		order by name limit 1 for update skip locked`, m.o.Template, template.fingerprint()).Scan(&name)
+		order by name limit 1 for update skip locked`, m.o.Template, fingerprint).Scan(&name)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return false, nil
 	}
@@ -467,8 +475,17 @@ func (m *SchemaManager) explain(err error) error {
 	return adminError(err)
 }
 
-// fingerprint tells whether a schema has changed.
-func (d *description) fingerprint() []byte {
-	sum := sha256.Sum256([]byte(strings.Join(d.lines(), "\x00")))
-	return sum[:]
+// fingerprint tells whether the template has changed, or the rows that are copied with it.
+func (m *SchemaManager) fingerprint(ctx context.Context, tx pgx.Tx, template *description) ([]byte, error) {
+	parts := template.lines()
+	for _, table := range m.o.Reference {
+		var rows string
+		err := tx.QueryRow(ctx, "select coalesce(pg_catalog.md5(pg_catalog.string_agg((r.*)::text, '\n' order by (r.*)::text)), '') from "+ident(m.o.Template, table)+" r").Scan(&rows)
+		if err != nil {
+			return nil, fmt.Errorf("read the rows of reference table %q: %w", table, err)
+		}
+		parts = append(parts, rows)
+	}
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
+	return sum[:], nil
 }

@@ -1,0 +1,143 @@
+package tenantgoose
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgxtenant/pgxtenant"
+)
+
+// ErrEdited means that a file is not what was applied under its version, be it to one tenant. Nothing was done. Undo the
+// edit, and write what it was to achieve as a further migration; if it has no effect, AcceptEdits takes it.
+var ErrEdited = errors.New("tenantgoose: a migration was edited after it had been applied")
+
+// sums keep what the files were when they were first seen as applied anywhere, in the database of the registry: once for all
+// tenants, since goose itself has nothing of the kind in its ledgers.
+type sums struct {
+	db     *pgxtenant.TenantDB
+	accept []int64
+
+	mu   sync.Mutex
+	kept map[string]bool // folder and version, of those that this process need not write
+}
+
+func sumKey(f *folder, version int64) string { return fmt.Sprint(f.name, version) }
+
+const createSums = `do $$ begin
+	if to_regclass('pgxtenant.goose_sum') is null then
+		perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pgxtenant goose_sum', 0));
+		create table if not exists pgxtenant.goose_sum (
+			folder  text not null,
+			version bigint not null,
+			sum     text not null,  -- SHA-256 of the file
+			seen    timestamptz not null default now(),
+			primary key (folder, version)
+		);
+	end if;
+end $$`
+
+// check compares the files with what was applied. Those of the versions in passed, and of AcceptEdits, are taken as they are.
+func (s *sums) check(ctx context.Context, folders []*folder, passed ...int64) error {
+	passed = append(passed, s.accept...)
+	return s.tx(ctx, "compare", func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, createSums); err != nil {
+			return err
+		}
+		var edited []string
+		for _, f := range folders {
+			rows, err := tx.Query(ctx, "select version, sum from pgxtenant.goose_sum where folder = $1 order by version", f.name)
+			if err != nil {
+				return err
+			}
+			var version int64
+			var sum string
+			accepted := make(map[int64]string)
+			_, err = pgx.ForEachRow(rows, []any{&version, &sum}, func() error {
+				switch mi := f.find(version); {
+				case mi == nil || mi.sum == "" || mi.sum == sum:
+				case slices.Contains(passed, version):
+					accepted[version] = mi.sum
+				default:
+					edited = append(edited, mi.Name)
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			for version, sum := range accepted {
+				if _, err := tx.Exec(ctx, "update pgxtenant.goose_sum set sum = $3 where folder = $1 and version = $2", f.name, version, sum); err != nil {
+					return err
+				}
+			}
+		}
+		if len(edited) > 0 {
+			return fmt.Errorf("%w: %s; undo the edit and write another migration, or take it by AcceptEdits", ErrEdited, strings.Join(edited, ", "))
+		}
+		return nil
+	})
+}
+
+// record keeps the sums of files that are applied somewhere, unless they are kept already.
+func (s *sums) record(ctx context.Context, f *folder, applied []int64) error {
+	s.mu.Lock()
+	var versions []int64
+	var list []string
+	for _, v := range applied {
+		if mi := f.find(v); mi != nil && mi.sum != "" && !s.kept[sumKey(f, v)] {
+			versions, list = append(versions, v), append(list, mi.sum)
+		}
+	}
+	s.mu.Unlock()
+	if len(versions) == 0 {
+		return nil
+	}
+	err := s.tx(ctx, "keep", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `insert into pgxtenant.goose_sum (folder, version, sum) select $1, v, s from unnest($2::bigint[], $3::text[]) x (v, s)
+			on conflict do nothing`, f.name, versions, list)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.kept == nil {
+		s.kept = make(map[string]bool)
+	}
+	for _, v := range versions {
+		s.kept[sumKey(f, v)] = true
+	}
+	return nil
+}
+
+// forget drops the sums of what is above a version.
+func (s *sums) forget(ctx context.Context, f *folder, version int64) error {
+	err := s.tx(ctx, "drop", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, "delete from pgxtenant.goose_sum where folder = $1 and version > $2", f.name, version)
+		return err
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept = nil
+	return err
+}
+
+func (s *sums) tx(ctx context.Context, what string, f func(pgx.Tx) error) error {
+	err := pgx.BeginFunc(ctx, s.db.Admin(), f)
+	var pgErr *pgconn.PgError
+	switch {
+	case err == nil || errors.Is(err, ErrEdited):
+		return err
+	case errors.As(err, &pgErr) && pgErr.Code == "3F000":
+		return fmt.Errorf("tenantgoose: %s the files' sums: call Registry.Install first: %w", what, err)
+	}
+	return fmt.Errorf("tenantgoose: %s the files' sums: %w", what, err)
+}

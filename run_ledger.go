@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -41,9 +43,13 @@ func (db *TenantDB) Ledgers(ctx context.Context, conn *pgx.Conn, tenants []Tenan
 	for attempt := 1; ; attempt++ {
 		found, err := ledgers(ctx, conn, places, table, expression)
 		var pgErr *pgconn.PgError
-		// A schema may be dropped between the two queries.
-		if errors.As(err, &pgErr) && (pgErr.Code == "42P01" || pgErr.Code == "3F000") && attempt < 3 {
-			continue
+		if errors.As(err, &pgErr) && (pgErr.Code == "42P01" || pgErr.Code == "3F000") {
+			if len(places) == 1 { // and is asked without a look for the table first
+				return map[string]string{}, nil
+			}
+			if attempt < 3 { // a schema may be dropped between the two queries
+				continue
+			}
 		}
 		if err != nil {
 			return nil, fmt.Errorf("pgxtenant: read table %q of %d tenants: %w", table, len(tenants), err)
@@ -57,17 +63,16 @@ func (db *TenantDB) Ledgers(ctx context.Context, conn *pgx.Conn, tenants []Tenan
 const ledgerBatch = 250
 
 func ledgers(ctx context.Context, conn *pgx.Conn, places map[string]string, table, expression string) (map[string]string, error) {
-	schemas := make([]string, 0, len(places))
-	for schema := range places {
-		schemas = append(schemas, schema)
-	}
-	rows, err := conn.Query(ctx, `select n.nspname from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-		where c.relname = $1 and c.relkind in ('r', 'p') and n.nspname = any ($2::text[]) order by n.nspname`, pgx.QueryExecModeDescribeExec, table, schemas)
-	if err != nil {
-		return nil, err
-	}
-	if schemas, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
-		return nil, err
+	schemas := slices.Collect(maps.Keys(places))
+	if len(schemas) > 1 {
+		rows, err := conn.Query(ctx, `select n.nspname from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+			where c.relname = $1 and c.relkind in ('r', 'p') and n.nspname = any ($2::text[]) order by n.nspname`, pgx.QueryExecModeExec, table, schemas)
+		if err != nil {
+			return nil, err
+		}
+		if schemas, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
+			return nil, err
+		}
 	}
 	found := make(map[string]string, len(schemas))
 	for len(schemas) > 0 {

@@ -35,12 +35,16 @@ type Fleet struct {
 	files   fstest.MapFS // of the tenants, up to the version that all are at
 }
 
-// OpenFleet makes a database with so many tenants, by the means of the server alone. Each has a table of a thousand rows and a ledger.
+// OpenFleet makes a database with so many tenants, by the means of the server alone. Each has an empty table and a ledger.
 func OpenFleet(ctx context.Context, l *Lab, tenants int) (*Fleet, error) {
 	d, err := l.Server.Create(ctx)
 	if err != nil {
 		return nil, err
 	}
+	return openFleet(ctx, d, tenants)
+}
+
+func openFleet(ctx context.Context, d *pgtest.DB, tenants int) (_ *Fleet, err error) {
 	f := &Fleet{d: d, tenants: tenants, files: fstest.MapFS{}}
 	f.db, err = tenantDB(ctx, d.AppURL(), func(c *pgxtenant.Config) {
 		c.Admin, _ = pgxpool.ParseConfig(d.OwnerURL()) // one of pgtest's own, which parses
@@ -151,9 +155,16 @@ func gooseUp(ctx context.Context, url string, folder fs.FS) error {
 // Onboard has a template that a hundred migrations have made: 30 tables, each with an index and a reference to another, and 70 changes.
 type Onboard struct{ *Fleet }
 
-// OpenOnboard makes the database and migrates the template.
-func OpenOnboard(ctx context.Context, l *Lab) (*Onboard, error) {
-	f, err := OpenFleet(ctx, l, 0)
+// OpenOnboard makes the database and migrates the template. A far one is reached through a proxy that adds 1 ms to each round trip.
+func OpenOnboard(ctx context.Context, l *Lab, far bool) (*Onboard, error) {
+	d, err := l.Server.Create(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if far {
+		d = d.Via(l.proxy.Addr())
+	}
+	f, err := openFleet(ctx, d, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -315,7 +315,11 @@ func (m *Migrator) versionsOf(goal goal, see func(tenantID string, l *ledger, f 
 func (m *Migrator) provide(conn *pgx.Conn, f *folder, call func(*goose.Provider) error) error {
 	db, end := openDB(conn)
 	defer end()
-	p, err := goose.NewProvider(goose.DialectPostgres, db, f.files, f.providerOptions(goose.WithAllowOutofOrder(m.outOfOrder))...)
+	store, err := newStore()
+	if err != nil {
+		return err
+	}
+	p, err := goose.NewProvider(goose.DialectCustom, db, f.files, f.providerOptions(goose.WithStore(store), goose.WithAllowOutofOrder(m.outOfOrder))...)
 	if err != nil {
 		return err
 	}

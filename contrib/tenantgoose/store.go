@@ -1,0 +1,60 @@
+package tenantgoose
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/database"
+)
+
+// store is goose's own for PostgreSQL, for one place and one call. Nobody else writes to the ledger meanwhile, so it is read once and
+// not at each step, which is most of what a small migration costs goose.
+type store struct {
+	database.Store
+	list []*database.ListMigrationsResult // the last one applied first; nil while it was not read
+}
+
+func newStore() (*store, error) {
+	s, err := database.NewStore(goose.DialectPostgres, ledgerTable)
+	return &store{Store: s}, err
+}
+
+// TableExists looks into the first schema of the search_path alone: a shared schema further on has a ledger of its own.
+func (s *store) TableExists(ctx context.Context, db database.DBTxConn) (exists bool, err error) {
+	err = db.QueryRowContext(ctx, "select pg_catalog.to_regclass(pg_catalog.quote_ident(pg_catalog.current_schema()) || '."+ledgerTable+"') is not null").Scan(&exists)
+	return exists, err
+}
+
+func (s *store) ListMigrations(ctx context.Context, db database.DBTxConn) (list []*database.ListMigrationsResult, err error) {
+	if s.list == nil {
+		s.list, err = s.Store.ListMigrations(ctx, db)
+	}
+	return s.list, err
+}
+
+// GetLatestVersion is asked at the end, for a log that nobody reads.
+func (s *store) GetLatestVersion(ctx context.Context, db database.DBTxConn) (newest int64, err error) {
+	list, err := s.ListMigrations(ctx, db)
+	for _, m := range list {
+		newest = max(newest, m.Version)
+	}
+	if err == nil && len(list) == 0 {
+		err = fmt.Errorf("tenantgoose: table %s is empty: %w", ledgerTable, database.ErrVersionNotFound)
+	}
+	return newest, err
+}
+
+// Insert notes a version. After a rollback, which takes it back, goose asks nothing more.
+func (s *store) Insert(ctx context.Context, db database.DBTxConn, r database.InsertRequest) error {
+	if s.list != nil {
+		s.list = slices.Insert(s.list, 0, &database.ListMigrationsResult{Version: r.Version, IsApplied: true})
+	}
+	return s.Store.Insert(ctx, db, r)
+}
+
+func (s *store) Delete(ctx context.Context, db database.DBTxConn, version int64) error {
+	s.list = slices.DeleteFunc(s.list, func(m *database.ListMigrationsResult) bool { return m.Version == version })
+	return s.Store.Delete(ctx, db, version)
+}

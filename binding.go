@@ -81,18 +81,20 @@ func newBinder(o binderOptions) (*binder, error) {
 // binding is what makes a statement run as one tenant: messages and text that set the tenant's
 // settings for the length of a transaction. It is encoded once per tenant value and immutable, but for what it caches.
 type binding struct {
-	tenant Tenant
-	limits Limits // the tenant's, with defaults
-	bound  Tenant // the tenant, with the Settings of its limits
+	// A checkout touches these.
 	binder *binder
+	pool   atomic.Pointer[isolatedPool] // the last that served it, which may have ended
+	limits Limits                       // the tenant's, with defaults
+	tenant Tenant
+
+	bound Tenant // the tenant, with the Settings of its limits
 
 	// For the extended protocol: Bind and Execute of shape's prepared statement.
 	shape *shape
 	exec  []byte
 	renew time.Time // when the signature in exec is to be renewed; zero for never
 
-	text atomic.Pointer[string]       // see query
-	pool atomic.Pointer[isolatedPool] // the last that served it, which may have ended
+	text atomic.Pointer[string] // see query
 }
 
 // shape is the prepared statement that all tenants with as many settings share, so that what the server

@@ -149,6 +149,8 @@ func (p *isolatedPool) resolve(ctx context.Context) (*binding, error) {
 	switch {
 	case err != nil:
 		return nil, err
+	case bd.pool.Load() == p: // as get has found it
+		return bd, nil
 	case c.kind == kindWithout:
 		err = fmt.Errorf("%w: the context is WithoutTenant", ErrWrongTenant)
 	case c.tenant.ID != p.tenant.ID:

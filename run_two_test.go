@@ -27,7 +27,9 @@ type at struct {
 	done map[string]int
 }
 
-func newAt(t testing.TB) *at { return &at{t: t, now: make(map[string]bool), done: make(map[string]int)} }
+func newAt(t testing.TB) *at {
+	return &at{t: t, now: make(map[string]bool), done: make(map[string]int)}
+}
 
 func (a *at) work(f ForEachFunc) ForEachFunc {
 	return func(ctx context.Context, conn *pgx.Conn, t Tenant) error {

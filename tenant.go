@@ -184,12 +184,12 @@ func (t *Tenant) equal(o *Tenant) bool {
 type tenantContext struct {
 	context.Context
 
-	tenant Tenant
-	kind   contextKind
-
 	// bound caches what the last checkout made of tenant, so that a request with many statements
 	// encodes it once. Whoever reads it checks that it was made by its own binder.
 	bound atomic.Pointer[binding]
+
+	kind   contextKind
+	tenant Tenant
 }
 
 type contextKind uint8

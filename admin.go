@@ -36,6 +36,20 @@ type beginner interface {
 	Begin(ctx context.Context) (pgx.Tx, error)
 }
 
+// runner runs statements: a connection, a transaction, a pool, or what keeps them for a plan.
+type runner interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// adminRunner is what changes are made on: the Admin pool, or what keeps them for a plan.
+type adminRunner interface {
+	beginner
+	runner
+	Config() *pgxpool.Config
+}
+
 // install brings a component that the package keeps in ownSchema up to date, in one transaction: it runs
 // the steps that a database has not seen yet. Steps are only ever added, so an older version of the package
 // finds more steps done than it knows and leaves all as it is. Any number of processes may install at once.

@@ -223,7 +223,11 @@ func (b *binder) bindTx(ctx context.Context, tx pgx.Tx, tenantID string) error {
 	seal, _ := b.sealer.seal(tenantID)
 	var args []any
 	for _, p := range b.params(&t, seal) {
-		args = append(args, p)
+		if p == seal {
+			args = append(args, concealed(p))
+		} else {
+			args = append(args, p)
+		}
 	}
 	_, err := tx.Exec(ctx, b.shape(false, b.settings(&t)).sql, args...)
 	return err

@@ -74,6 +74,7 @@ type DatabaseOptions struct {
 type DatabaseManager struct {
 	admin *pgxpool.Pool
 	o     DatabaseOptions
+	plan  *plan // if not nil, changes go there instead of to the server
 }
 
 // NewDatabaseManager returns a manager for the server that admin leads to. The pool stays the caller's.
@@ -118,7 +119,7 @@ func (m *DatabaseManager) Provision(ctx context.Context, tenantID string) error 
 }
 
 func (m *DatabaseManager) provision(ctx context.Context, tenantID, name string) error {
-	return m.locked(ctx, "provision database", tenantID, name, func(conn *pgx.Conn) error {
+	return m.locked(ctx, "provision database", tenantID, name, func(conn runner) error {
 		found, err := m.find(ctx, conn, name)
 		if err != nil {
 			return err
@@ -132,7 +133,7 @@ func (m *DatabaseManager) provision(ctx context.Context, tenantID, name string) 
 
 // create makes the database under a passing name and gives it its own when all is done, so that a database
 // of a tenant's name is always a whole one.
-func (m *DatabaseManager) create(ctx context.Context, conn *pgx.Conn, tenantID, name string) error {
+func (m *DatabaseManager) create(ctx context.Context, conn runner, tenantID, name string) error {
 	passing := passingName(name)
 	left, err := m.find(ctx, conn, passing)
 	if err != nil {
@@ -167,7 +168,7 @@ func (m *DatabaseManager) create(ctx context.Context, conn *pgx.Conn, tenantID, 
 	return err
 }
 
-func (m *DatabaseManager) fill(ctx context.Context, conn *pgx.Conn, tenantID, passing string) error {
+func (m *DatabaseManager) fill(ctx context.Context, conn runner, tenantID, passing string) error {
 	db := ident(passing)
 	statements := []string{
 		"alter database " + db + " set " + settingIdent(m.o.Setting) + " = " + literal(tenantID),
@@ -185,6 +186,10 @@ func (m *DatabaseManager) fill(ctx context.Context, conn *pgx.Conn, tenantID, pa
 		}
 	}
 	if m.o.Setup == nil {
+		return nil
+	}
+	if m.plan != nil {
+		m.plan.note("DatabaseOptions.Setup fills database " + db + " here")
 		return nil
 	}
 	pool := m.admin.Config()
@@ -264,7 +269,7 @@ func (m *DatabaseManager) Drop(ctx context.Context, tenantID string) error {
 }
 
 func (m *DatabaseManager) drop(ctx context.Context, tenantID, name string) error {
-	return m.locked(ctx, "drop database", tenantID, name, func(conn *pgx.Conn) error {
+	return m.locked(ctx, "drop database", tenantID, name, func(conn runner) error {
 		for _, name := range []string{passingName(name), name} {
 			found, err := m.find(ctx, conn, name)
 			if err != nil {
@@ -294,7 +299,7 @@ func (m *DatabaseManager) Retire(ctx context.Context, tenantID string) error {
 }
 
 func (m *DatabaseManager) retire(ctx context.Context, tenantID, name string) error {
-	return m.locked(ctx, "retire database", tenantID, name, func(conn *pgx.Conn) error {
+	return m.locked(ctx, "retire database", tenantID, name, func(conn runner) error {
 		found, err := m.find(ctx, conn, name)
 		if err != nil || !found.exists {
 			return err
@@ -314,7 +319,7 @@ func (m *DatabaseManager) retire(ctx context.Context, tenantID, name string) err
 // a database again.
 func (m *DatabaseManager) Restore(ctx context.Context, tenantID string) error {
 	name := DatabaseName(tenantID)
-	return m.locked(ctx, "restore database", tenantID, name, func(conn *pgx.Conn) error {
+	return m.locked(ctx, "restore database", tenantID, name, func(conn runner) error {
 		found, err := m.find(ctx, conn, name)
 		if err != nil {
 			return err
@@ -359,7 +364,7 @@ func (m *DatabaseManager) Purge(ctx context.Context, retention time.Duration) ([
 			continue
 		}
 		// The lock is that of Restore, or another Purge, which may have been first.
-		err := m.locked(ctx, "purge database", d.TenantID, DatabaseName(d.TenantID), func(conn *pgx.Conn) error {
+		err := m.locked(ctx, "purge database", d.TenantID, DatabaseName(d.TenantID), func(conn runner) error {
 			found, err := m.find(ctx, conn, d.Name)
 			if err != nil || !found.exists {
 				return err
@@ -378,7 +383,7 @@ func (m *DatabaseManager) Purge(ctx context.Context, retention time.Duration) ([
 }
 
 // retired lists retired databases, of one tenant or of all, oldest first.
-func (m *DatabaseManager) retired(ctx context.Context, conn *pgx.Conn, tenantID string) ([]TenantDatabase, error) {
+func (m *DatabaseManager) retired(ctx context.Context, conn runner, tenantID string) ([]TenantDatabase, error) {
 	rows, err := conn.Query(ctx, "select d.datname, "+m.markColumn()+" as mark from pg_catalog.pg_database d where starts_with(d.datname, $1)", retiredPrefix)
 	if err != nil {
 		return nil, err
@@ -411,7 +416,7 @@ func (m *DatabaseManager) markColumn() string {
 		literal(strings.ToLower(m.o.Setting)) + ")"
 }
 
-func (m *DatabaseManager) find(ctx context.Context, conn *pgx.Conn, name string) (found foundDatabase, err error) {
+func (m *DatabaseManager) find(ctx context.Context, conn runner, name string) (found foundDatabase, err error) {
 	err = conn.QueryRow(ctx, "select d.datallowconn, "+m.markColumn()+" from pg_catalog.pg_database d where d.datname = $1", name).
 		Scan(&found.open, &found.mark)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -437,7 +442,7 @@ func (m *DatabaseManager) own(found foundDatabase, tenantID, name string) error 
 }
 
 // remove drops a database that is ours, once its connections have ended.
-func (m *DatabaseManager) remove(ctx context.Context, conn *pgx.Conn, name string, grace time.Duration) error {
+func (m *DatabaseManager) remove(ctx context.Context, conn runner, name string, grace time.Duration) error {
 	if err := m.closeOff(ctx, conn, name, grace); err != nil {
 		return err
 	}
@@ -451,7 +456,7 @@ func (m *DatabaseManager) remove(ctx context.Context, conn *pgx.Conn, name strin
 const sessionsOf = "from pg_catalog.pg_stat_activity where datname = $1 and usesysid is not null"
 
 // closeOff lets no new connection in, waits for those that are open, and terminates what is left.
-func (m *DatabaseManager) closeOff(ctx context.Context, conn *pgx.Conn, name string, grace time.Duration) error {
+func (m *DatabaseManager) closeOff(ctx context.Context, conn runner, name string, grace time.Duration) error {
 	// What no termination ends is ended from inside, so it is found while the database can be entered.
 	var held *string
 	err := conn.QueryRow(ctx, `select coalesce(
@@ -467,7 +472,9 @@ func (m *DatabaseManager) closeOff(ctx context.Context, conn *pgx.Conn, name str
 	if _, err := conn.Exec(ctx, "alter database "+ident(name)+" allow_connections false"); err != nil {
 		return m.explain(err)
 	}
-	if grace > 0 {
+	if m.plan != nil {
+		m.plan.note("here its connections have " + max(grace, 0).String() + " to end")
+	} else if grace > 0 {
 		wait, cancel := context.WithTimeout(ctx, grace)
 		err := m.emptied(wait, conn, name)
 		timedOut := wait.Err() != nil
@@ -479,13 +486,16 @@ func (m *DatabaseManager) closeOff(ctx context.Context, conn *pgx.Conn, name str
 	if _, err := conn.Exec(ctx, "select pg_catalog.pg_terminate_backend(pid) "+sessionsOf, name); err != nil {
 		return m.explain(err)
 	}
+	if m.plan != nil {
+		return nil
+	}
 	return m.emptied(ctx, conn, name)
 }
 
 // emptied waits until nobody is connected to a database. The server tells nobody when a session ends, so it
 // is asked again and again. The waiting is done here, and not by a statement, whose cancellation would close
 // the connection that holds the lock.
-func (m *DatabaseManager) emptied(ctx context.Context, conn *pgx.Conn, name string) error {
+func (m *DatabaseManager) emptied(ctx context.Context, conn runner, name string) error {
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	for {
@@ -504,7 +514,7 @@ func (m *DatabaseManager) emptied(ctx context.Context, conn *pgx.Conn, name stri
 }
 
 // locked runs f while no other process does anything for a database of that name.
-func (m *DatabaseManager) locked(ctx context.Context, op, tenantID, name string, f func(conn *pgx.Conn) error) (err error) {
+func (m *DatabaseManager) locked(ctx context.Context, op, tenantID, name string, f func(conn runner) error) (err error) {
 	defer func() {
 		if err != nil {
 			err = &TenantError{clip(tenantID), op, err}
@@ -522,6 +532,9 @@ func (m *DatabaseManager) locked(ctx context.Context, op, tenantID, name string,
 	}
 	defer pooled.Release()
 	conn := pooled.Conn()
+	if m.plan != nil {
+		return f(&plannedConn{conn, m.plan})
+	}
 	const key = "pg_catalog.hashtextextended($1, 0)"
 	if _, err := conn.Exec(ctx, "select pg_catalog.pg_advisory_lock("+key+")", "pgxtenant database "+name); err != nil {
 		return err

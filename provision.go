@@ -30,11 +30,15 @@ func WithAliases(aliases ...string) ProvisionOption {
 //
 // A database tenant whose ConnString is set has a database already: none is made, and OnServer is refused.
 func (db *TenantDB) Provision(ctx context.Context, t Tenant, options ...ProvisionOption) error {
+	return db.provisionOn(ctx, db.admin, t, options)
+}
+
+func (db *TenantDB) provisionOn(ctx context.Context, on adminRunner, t Tenant, options []ProvisionOption) error {
 	record := Record{Tenant: t}
 	for _, o := range options {
 		o(&record)
 	}
-	if err := db.provision(ctx, record); err != nil {
+	if err := db.provision(ctx, on, record); err != nil {
 		if te := (*TenantError)(nil); errors.As(err, &te) {
 			return err
 		}
@@ -43,15 +47,15 @@ func (db *TenantDB) Provision(ctx context.Context, t Tenant, options ...Provisio
 	return nil
 }
 
-func (db *TenantDB) provision(ctx context.Context, want Record) error {
+func (db *TenantDB) provision(ctx context.Context, on adminRunner, want Record) error {
 	if err := db.placeable(&want); err != nil {
 		return err
 	}
 	final := want.Status
 	want.Status = StatusProvisioning
-	_, err := db.registry.Create(ctx, want)
+	_, err := db.registry.create(ctx, on, want)
 	if errors.Is(err, ErrTenantExists) {
-		there, found := db.registry.Get(ctx, want.ID)
+		there, found := db.registry.get(ctx, on, want.ID)
 		if found != nil {
 			return found
 		}
@@ -64,7 +68,7 @@ func (db *TenantDB) provision(ctx context.Context, want Record) error {
 	}
 	switch want.Isolation {
 	case IsolationSchema:
-		schemas, err := db.Schemas()
+		schemas, err := db.schemasOn(on)
 		if err != nil {
 			return err
 		}
@@ -73,12 +77,12 @@ func (db *TenantDB) provision(ctx context.Context, want Record) error {
 		}
 	case IsolationDatabase:
 		if want.Server != "" {
-			if err := db.servers[want.Server].Provision(ctx, want.ID); err != nil {
+			if err := db.servers[want.Server].on(on, want.Server).Provision(ctx, want.ID); err != nil {
 				return err
 			}
 		}
 	}
-	return db.registry.setStatus(ctx, want.ID, []Status{StatusProvisioning, final}, final)
+	return db.registry.setStatusOn(ctx, on, want.ID, []Status{StatusProvisioning, final}, final)
 }
 
 // placeable completes a record with where the tenant's data will be, or says why they cannot be anywhere.
@@ -144,11 +148,15 @@ func Retire() DeprovisionOption { return func(d *deprovisioning) { d.retire = tr
 // A call that fails or dies at any step is completed by the same call, from any process. A tenant that is
 // not in the registry is ErrTenantNotFound: nothing is left of it.
 func (db *TenantDB) Deprovision(ctx context.Context, tenantID string, options ...DeprovisionOption) error {
+	return db.deprovisionOn(ctx, db.admin, tenantID, options)
+}
+
+func (db *TenantDB) deprovisionOn(ctx context.Context, on adminRunner, tenantID string, options []DeprovisionOption) error {
 	var d deprovisioning
 	for _, o := range options {
 		o(&d)
 	}
-	if err := db.deprovision(ctx, tenantID, d); err != nil {
+	if err := db.deprovision(ctx, on, tenantID, d); err != nil {
 		if te := (*TenantError)(nil); errors.As(err, &te) {
 			return err
 		}
@@ -157,7 +165,7 @@ func (db *TenantDB) Deprovision(ctx context.Context, tenantID string, options ..
 	return nil
 }
 
-func (db *TenantDB) deprovision(ctx context.Context, id string, d deprovisioning) error {
+func (db *TenantDB) deprovision(ctx context.Context, on adminRunner, id string, d deprovisioning) error {
 	switch {
 	case db.closed.Load():
 		return ErrClosed
@@ -166,7 +174,7 @@ func (db *TenantDB) deprovision(ctx context.Context, id string, d deprovisioning
 	case db.admin == nil:
 		return ErrNoAdmin
 	}
-	record, err := db.registry.Get(ctx, id)
+	record, err := db.registry.get(ctx, on, id)
 	if err != nil {
 		return err
 	}
@@ -174,7 +182,7 @@ func (db *TenantDB) deprovision(ctx context.Context, id string, d deprovisioning
 		return fmt.Errorf("%w: Retire is not for a tenant whose rows are among others'; Suspend it instead", ErrInvalidTenant)
 	}
 	if record.Status != StatusDeleting {
-		record, err = db.registry.Update(ctx, id, func(r *Record) error {
+		record, err = db.registry.update(ctx, on, id, func(r *Record) error {
 			r.Status = StatusDeleting
 			return nil
 		})
@@ -182,15 +190,19 @@ func (db *TenantDB) deprovision(ctx context.Context, id string, d deprovisioning
 			return err
 		}
 	}
-	db.Evict(id)
-	if err := db.staleAnswersGone(ctx, record.Changed); err != nil {
-		return err
+	if p := planOf(on); p != nil {
+		p.note("here " + (db.registry.config.TTL + db.registry.config.StaleOnError).String() + " pass, until no process serves the tenant from memory")
+	} else {
+		db.Evict(id)
+		if err := db.staleAnswersGone(ctx, record.Changed); err != nil {
+			return err
+		}
 	}
-	if err := db.removeData(ctx, &record, d); err != nil {
+	if err := db.removeData(ctx, on, &record, d); err != nil {
 		return err
 	}
 	// The server may run it after this process has died and another has made the tenant anew.
-	err = db.registry.remove(ctx, id, &record.Generation)
+	err = db.registry.remove(ctx, on, id, &record.Generation)
 	if errors.Is(err, ErrTenantNotFound) {
 		return nil // another process did the same, and was first
 	}
@@ -213,10 +225,10 @@ func (db *TenantDB) staleAnswersGone(ctx context.Context, changed time.Time) err
 	}
 }
 
-func (db *TenantDB) removeData(ctx context.Context, record *Record, d deprovisioning) error {
+func (db *TenantDB) removeData(ctx context.Context, on adminRunner, record *Record, d deprovisioning) error {
 	switch record.Isolation {
 	case IsolationSchema:
-		schemas, err := db.Schemas()
+		schemas, err := db.schemasOn(on)
 		if err != nil {
 			return err
 		}
@@ -232,10 +244,11 @@ func (db *TenantDB) removeData(ctx context.Context, record *Record, d deprovisio
 		if err != nil {
 			return err
 		}
+		databases = databases.on(on, record.Server)
 		if d.retire {
 			return databases.Retire(ctx, record.ID)
 		}
 		return databases.Drop(ctx, record.ID)
 	}
-	return db.deleteRows(ctx, record.ID)
+	return db.deleteRows(ctx, on, record.ID)
 }

@@ -231,7 +231,7 @@ func TestALateRemovalLeavesTheNextOfTheName(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, db.Deprovision(ctx, "a"))
 	require.NoError(t, db.Provision(ctx, Tenant{ID: "a"}))
-	require.ErrorIs(t, r.remove(ctx, "a", &old.Generation), ErrTenantNotFound)
+	require.ErrorIs(t, r.remove(ctx, r.write, "a", &old.Generation), ErrTenantNotFound)
 	_, err = r.Get(ctx, "a")
 	require.NoError(t, err)
 }

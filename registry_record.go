@@ -48,11 +48,15 @@ const recordSQL = `select t.id, t.plan, t.isolation, t.schema, t.conn, t.server,
 // same ID fails it with ErrTenantExists, an alias of another with ErrAliasTaken, and one of a bad form with
 // ErrInvalidAlias.
 func (r *Registry) Create(ctx context.Context, rec Record) (Record, error) {
+	return r.create(ctx, r.write, rec)
+}
+
+func (r *Registry) create(ctx context.Context, on adminRunner, rec Record) (Record, error) {
 	row, err := r.encode(&rec)
 	if err != nil {
 		return Record{}, &TenantError{clip(rec.ID), "create", err}
 	}
-	err = pgx.BeginFunc(ctx, r.write, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, on, func(tx pgx.Tx) error {
 		err := tx.QueryRow(ctx, `insert into pgxtenant.tenant (id, plan, isolation, schema, holds, conn, server, status, settings)
 			values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict (id) do nothing returning generation, created, changed`,
 			row...).Scan(&rec.Generation, &rec.Created, &rec.Changed)
@@ -73,9 +77,13 @@ func (r *Registry) Create(ctx context.Context, rec Record) (Record, error) {
 
 // Get returns the tenant's record, from the database and not from memory. If there is none the error wraps
 // ErrTenantNotFound.
-func (r *Registry) Get(ctx context.Context, id string) (rec Record, err error) {
+func (r *Registry) Get(ctx context.Context, id string) (Record, error) {
+	return r.get(ctx, r.write, id)
+}
+
+func (r *Registry) get(ctx context.Context, on runner, id string) (rec Record, err error) {
 	if err = ValidateID(id); err == nil {
-		rec, err = r.readRecord(ctx, r.write, id, "")
+		rec, err = r.readRecord(ctx, on, id, "")
 	}
 	if err != nil {
 		return Record{}, &TenantError{clip(id), "get", err}
@@ -87,13 +95,17 @@ func (r *Registry) Get(ctx context.Context, id string) (rec Record, err error) {
 // it, all in one transaction. An error of change, which is returned as it is, leaves everything as it was, and
 // so does a change of the ID, which is refused. change must not call the registry. The result is the record as
 // stored; errors are as Create's and Get's.
-func (r *Registry) Update(ctx context.Context, id string, change func(*Record) error) (rec Record, err error) {
+func (r *Registry) Update(ctx context.Context, id string, change func(*Record) error) (Record, error) {
+	return r.update(ctx, r.write, id, change)
+}
+
+func (r *Registry) update(ctx context.Context, on adminRunner, id string, change func(*Record) error) (rec Record, err error) {
 	if err := ValidateID(id); err != nil {
 		return Record{}, &TenantError{clip(id), "update", err}
 	}
 	var own error
 	var aliases []string // before and after
-	err = pgx.BeginFunc(ctx, r.write, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, on, func(tx pgx.Tx) error {
 		if rec, err = r.readRecord(ctx, tx, id, " for update of t"); err != nil {
 			return err
 		}
@@ -151,7 +163,11 @@ func (r *Registry) Resume(ctx context.Context, id string) error {
 
 // setStatus changes the status if it is one of from, and fails with ErrTenantStatus otherwise.
 func (r *Registry) setStatus(ctx context.Context, id string, from []Status, to Status) error {
-	_, err := r.Update(ctx, id, func(rec *Record) error {
+	return r.setStatusOn(ctx, r.write, id, from, to)
+}
+
+func (r *Registry) setStatusOn(ctx context.Context, on adminRunner, id string, from []Status, to Status) error {
+	_, err := r.update(ctx, on, id, func(rec *Record) error {
 		if !slices.Contains(from, rec.Status) {
 			return &TenantError{id, "set status", fmt.Errorf("%w: it is %v and cannot become %v", ErrTenantStatus, rec.Status, to)}
 		}
@@ -167,12 +183,12 @@ func (r *Registry) Delete(ctx context.Context, id string) error {
 	if err := ValidateID(id); err != nil {
 		return &TenantError{clip(id), "delete", err}
 	}
-	return r.remove(ctx, id, nil)
+	return r.remove(ctx, r.write, id, nil)
 }
 
 // remove is Delete of the tenant of one generation, or of whichever there is.
-func (r *Registry) remove(ctx context.Context, id string, generation *int64) error {
-	tag, err := r.write.Exec(ctx, "delete from pgxtenant.tenant where id = $1 and ($2::bigint is null or generation = $2)", id, generation)
+func (r *Registry) remove(ctx context.Context, on runner, id string, generation *int64) error {
+	tag, err := on.Exec(ctx, "delete from pgxtenant.tenant where id = $1 and ($2::bigint is null or generation = $2)", id, generation)
 	if err == nil && tag.RowsAffected() == 0 {
 		err = ErrTenantNotFound
 	}
@@ -301,13 +317,11 @@ func (r *Registry) encode(rec *Record) ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []any{rec.ID, rec.Plan, rec.Isolation.String(), rec.Schema, holds, stored, rec.Server, rec.Status.String(), string(text)}, nil
+	return []any{rec.ID, rec.Plan, rec.Isolation.String(), rec.Schema, holds, concealed(stored), rec.Server, rec.Status.String(), string(text)}, nil
 }
 
 // readRecord returns the tenant with the given ID.
-func (r *Registry) readRecord(ctx context.Context, on interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}, id, lock string) (Record, error) {
+func (r *Registry) readRecord(ctx context.Context, on runner, id, lock string) (Record, error) {
 	rows, err := on.Query(ctx, recordSQL+"t.id = $1"+lock, id)
 	if err != nil {
 		return Record{}, r.explain("read tenant", err)

@@ -64,15 +64,17 @@ func registryTriggers(table, mark, column string) string {
 // Install makes the registry's tables in schema pgxtenant, or brings them up to date, and gives the role
 // of RegistryConfig.Pool the right to read them. It may be called at each start, by any number of processes. It
 // runs as the role of Config.Admin, which needs CREATE on the database; a Registry of its own uses its pool.
-func (r *Registry) Install(ctx context.Context) error {
-	if err := install(ctx, r.write, "registry", registrySteps); err != nil {
+func (r *Registry) Install(ctx context.Context) error { return r.install(ctx, r.write) }
+
+func (r *Registry) install(ctx context.Context, on adminRunner) error {
+	if err := install(ctx, on, "registry", registrySteps); err != nil {
 		return err
 	}
-	reader, owner := r.pool.Config().ConnConfig.User, r.write.Config().ConnConfig.User
+	reader, owner := r.pool.Config().ConnConfig.User, on.Config().ConnConfig.User
 	if reader == owner {
 		return nil
 	}
-	err := installing(ctx, r.write, func(tx pgx.Tx) error {
+	err := installing(ctx, on, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, fmt.Sprintf("grant usage on schema pgxtenant to %[1]s; grant select on pgxtenant.tenant, pgxtenant.tenant_alias to %[1]s", ident(reader)))
 		return err
 	})

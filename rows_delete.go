@@ -100,12 +100,8 @@ func childrenFirst(ctx context.Context, tx pgx.Tx, tables []tenantTable) error {
 }
 
 // deleteRows removes every row of a tenant from the tables that policies guard, all or none.
-func (db *TenantDB) deleteRows(ctx context.Context, tenantID string) error {
-	admin, err := db.adminPool()
-	if err != nil {
-		return err
-	}
-	return pgx.BeginFunc(ctx, admin, func(tx pgx.Tx) error {
+func (db *TenantDB) deleteRows(ctx context.Context, on beginner, tenantID string) error {
+	return pgx.BeginFunc(ctx, on, func(tx pgx.Tx) error {
 		// The tables' owner is under their policies too, so it acts as the tenant.
 		if err := db.binder.bindTx(ctx, tx, tenantID); err != nil {
 			return err
@@ -133,8 +129,7 @@ func (db *TenantDB) deleteRows(ctx context.Context, tenantID string) error {
 // tenant "7" for "007", where the column holds a number.
 func (t *tenantTable) deleteRows(ctx context.Context, tx pgx.Tx, tenantID string) error {
 	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, "delete from "+t.name+" where "+ident(t.column)+" = $1::text::"+t.typ+" and ("+t.policy+")", tenantID)
-		return err
+		return destroy(ctx, tx, "delete from "+t.name+" where "+ident(t.column)+" = $1::text::"+t.typ+" and ("+t.policy+")", tenantID)
 	})
 	var pgErr *pgconn.PgError
 	if errors.As(err, &pgErr) && (pgErr.Code == "22P02" || pgErr.Code == "22003") {

@@ -369,7 +369,7 @@ func (r *tenantRun) settled(ctx context.Context, t *runTarget) (there bool, err 
 		if err != nil {
 			return false, err
 		}
-		err = databases.locked(ctx, "run", t.name, t.database(), func(conn *pgx.Conn) error {
+		err = databases.locked(ctx, "run", t.name, t.database(), func(conn runner) error {
 			found, err := databases.find(ctx, conn, t.database())
 			there = found.exists
 			return err

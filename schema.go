@@ -32,6 +32,7 @@ type SchemaOptions struct {
 type SchemaManager struct {
 	admin *pgxpool.Pool
 	o     SchemaOptions
+	plan  *planDB // if not nil, changes are made on it
 }
 
 // NewSchemaManager returns a manager for the database that admin leads to. The pool stays the caller's.
@@ -43,7 +44,7 @@ func NewSchemaManager(admin *pgxpool.Pool, o SchemaOptions) (*SchemaManager, err
 		return nil, fmt.Errorf("pgxtenant: SchemaOptions.Template %q: %w", clip(o.Template), err)
 	}
 	o.Reference = slices.Clone(o.Reference)
-	return &SchemaManager{admin, o}, nil
+	return &SchemaManager{admin: admin, o: o}, nil
 }
 
 // Schemas returns the manager of schemas that are copies of Config.Template, without rows of reference. It
@@ -57,6 +58,14 @@ func (db *TenantDB) Schemas() (*SchemaManager, error) {
 		return nil, errors.New("pgxtenant: Config.Template is not set, and this needs the schema that tenants' schemas are copies of")
 	}
 	return NewSchemaManager(admin, SchemaOptions{Template: db.config.Template, Reference: db.config.TemplateReference})
+}
+
+func (db *TenantDB) schemasOn(on adminRunner) (*SchemaManager, error) {
+	m, err := db.Schemas()
+	if err == nil {
+		m.plan, _ = on.(*planDB)
+	}
+	return m, err
 }
 
 var schemaSteps = []string{`
@@ -181,7 +190,7 @@ func (m *SchemaManager) drop(ctx context.Context, tenantID, schema string) error
 			if err := found.own(tenantID, schema); err != nil {
 				return err
 			}
-			if _, err := tx.Exec(ctx, "drop schema "+ident(schema)+" cascade"); err != nil {
+			if err := destroy(ctx, tx, "drop schema "+ident(schema)+" cascade"); err != nil {
 				return err
 			}
 		}
@@ -443,10 +452,14 @@ func (m *SchemaManager) locked(ctx context.Context, op, tenantID, schema string,
 	if schema == m.o.Template && op != "stock schema" {
 		return fmt.Errorf("%w: schema %q is the template", ErrWrongTenant, schema)
 	}
-	if err := install(ctx, m.admin, "schemas", schemaSteps); err != nil {
+	on := beginner(m.admin)
+	if m.plan != nil {
+		on = m.plan
+	}
+	if err := install(ctx, on, "schemas", schemaSteps); err != nil {
 		return err
 	}
-	return pgx.BeginFunc(ctx, m.admin, func(tx pgx.Tx) error {
+	return pgx.BeginFunc(ctx, on, func(tx pgx.Tx) error {
 		schema := schema
 		if schema == "" {
 			if err := tx.QueryRow(ctx, "select coalesce((select name from pgxtenant.schema where tenant = $1 and state = 'live'), $2)",

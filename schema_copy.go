@@ -93,6 +93,7 @@ func run(ctx context.Context, tx pgx.Tx, statements []object) error {
 		text.WriteString(strings.TrimRight(o.sql, "; \n"))
 		text.WriteString(terminator)
 	}
+	noteStatement(tx, text.String())
 	results := tx.Conn().PgConn().Exec(ctx, text.String())
 	done := 0
 	for results.NextResult() {

@@ -144,7 +144,7 @@ func (c *SealConfig) install(ctx context.Context, on beginner, appRole string, r
 			k := newSealKey(key)
 			names = append(names, k.name)
 			if _, err := tx.Exec(ctx, "insert into pgxtenant.seal_key (name, inner_block, outer_block) values ($1, $2, $3) on conflict (name) do nothing",
-				k.name, hmacBlock(key, 0x36), hmacBlock(key, 0x5c)); err != nil {
+				k.name, concealedBytes(hmacBlock(key, 0x36)), concealedBytes(hmacBlock(key, 0x5c))); err != nil {
 				return err
 			}
 		}

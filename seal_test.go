@@ -336,7 +336,7 @@ func TestSealsElsewhere(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	d, db := sealedDB(t)
-	require.NoError(t, db.deleteRows(ctx, "a"))
+	require.NoError(t, db.deleteRows(ctx, db.admin, "a"))
 	require.Empty(t, strs(t, db, as("a"), readNotes))
 	require.Len(t, strs(t, db, as("b"), readNotes), 2)
 

@@ -71,6 +71,17 @@ func (db *TenantDB) Databases(server string) (*DatabaseManager, error) {
 	return nil, fmt.Errorf("pgxtenant: Config.Servers names no server %q, only %q", clip(server), slices.Sorted(maps.Keys(db.config.Servers)))
 }
 
+// on is the manager for a call that is made on the Admin pool, or for a plan.
+func (m *DatabaseManager) on(on adminRunner, server string) *DatabaseManager {
+	p := planOf(on)
+	if p == nil {
+		return m
+	}
+	p.note("what follows is for database " + ident(m.admin.Config().ConnConfig.Database) + " of server " + ident(server))
+	p.elsewhere = true
+	return &DatabaseManager{m.admin, m.o, p}
+}
+
 // place returns the connection string of a database that Provision made.
 func (db *TenantDB) place(server, tenantID string) (string, error) {
 	s, ok := db.config.Servers[server]

@@ -1,0 +1,171 @@
+// Package cli is the command line.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pgxtenant/pgxtenant"
+)
+
+// Exit codes, as docs/command-line.md tells them.
+const (
+	exitFailed      = 1   // something went wrong; stderr says what
+	exitUsage       = 2   // wrong flags, arguments, environment or config file; nothing was done
+	exitFound       = 3   // the audit has found something, or no tenant is meant by what was said
+	exitRefused     = 4   // not confirmed; nothing was done
+	exitInterrupted = 130 // ended by Ctrl-C or SIGTERM
+)
+
+// exitError is an error with an exit code of its own.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+
+func (e *exitError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error {
+	return &exitError{exitUsage, fmt.Errorf(format, args...)}
+}
+
+// app is one run of the program: its streams, and what commands share.
+type app struct {
+	in       *os.File
+	out      *output
+	err      *output
+	settings settings
+	ready    bool // the command line could be understood
+}
+
+// Main runs the program and returns its exit code.
+func Main(args []string, in, out, err *os.File) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
+	a := &app{in: in, out: newOutput(out), err: newOutput(err)}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(err)
+	return a.exitCode(ctx, root.ExecuteContext(ctx))
+}
+
+// Root is the command as the pages about it describe it.
+func Root() *cobra.Command {
+	return (&app{in: os.Stdin, out: newOutput(os.Stdout), err: newOutput(os.Stderr)}).root()
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "pgxtenant",
+		Short: "Tenants of a PostgreSQL database, for operators",
+		Long: `pgxtenant makes and removes tenants, puts tables under row-level security,
+audits a database, and shows what a running service does with it.
+
+It logs in as the role that owns the tables (--admin), and reads off the
+service's own connection string (--database) whom to grant what. Both may stand
+in the environment or in a config file, where other users of this machine
+cannot see them; no output repeats a connection string.
+
+Exit codes: 0 done; 1 failed; 2 wrong usage or configuration, nothing done;
+3 findings of an audit, or no tenant that was meant; 4 not confirmed, nothing
+done; 130 interrupted.`,
+		Example: `  export PGXTENANT_ADMIN=postgres://owner@db.example.com/shop
+  export PGXTENANT_DATABASE=postgres://shop@db.example.com/shop
+  pgxtenant init
+  pgxtenant rls enable invoice billing.payment
+  pgxtenant tenant create acme --plan pro --alias acme.example.com
+  pgxtenant audit`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.settings.load(cmd.Root().PersistentFlags()); err != nil {
+				return &exitError{exitUsage, err}
+			}
+			a.ready = true
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	a.settings.flags(root.PersistentFlags())
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
+	root.SetUsageTemplate(usageTemplate(root.UsageTemplate()))
+	root.AddCommand(a.initCommand(), a.tenantCommand())
+	return root
+}
+
+// usageTemplate breaks the lines of flags at 80 columns.
+func usageTemplate(template string) string {
+	cobra.AddTemplateFunc("flagUsages", func(cmd *cobra.Command, inherited bool) string {
+		if inherited {
+			return cmd.InheritedFlags().FlagUsagesWrapped(80)
+		}
+		return cmd.LocalFlags().FlagUsagesWrapped(80)
+	})
+	return strings.NewReplacer(".LocalFlags.FlagUsages", "flagUsages . false", ".InheritedFlags.FlagUsages", "flagUsages . true").Replace(template)
+}
+
+// group is a command that has only commands of its own.
+func group(c *cobra.Command, commands ...*cobra.Command) *cobra.Command {
+	c.Args = cobra.NoArgs
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		_ = cmd.Usage()
+		return usagef("say which: pgxtenant %s COMMAND", c.Name())
+	}
+	c.AddCommand(commands...)
+	return c
+}
+
+// prefix is what errors of the package begin with, which needs saying once.
+var prefix = regexp.MustCompile(`(?m)(^|: )pgxtenant: `)
+
+// inOurWords says what the package's errors name as an operator knows it.
+var inOurWords = strings.NewReplacer(
+	"call Registry.Install", "run pgxtenant init", "Registry.Install", "pgxtenant init", "call InstallSeal", "run pgxtenant init",
+	"Config.Admin", "--admin", "Config.Shared", "--database", "Config.Template", "--template", "Config.Servers", "servers",
+	"RegistryConfig.TTL", "--registry-ttl", "RegistryConfig.StaleOnError", "--registry-stale", "Config.AuditAllow", "audit.allow",
+	"Config.Registry.Key", "registry_key", "Config.Registry.TTL", "--registry-ttl", "Config.Registry.StaleOnError", "--registry-stale",
+	"Config.Seal.Key", "seal_key")
+
+// exitCode says what went wrong, without secrets, and how the program ends for it.
+func (a *app) exitCode(ctx context.Context, err error) int {
+	if err == nil {
+		return 0
+	}
+	code := exitFailed
+	var own *exitError
+	switch {
+	case errors.As(err, &own):
+		code = own.code
+	case !a.ready:
+		code = exitUsage // cobra's own complaints about arguments
+	case errors.Is(err, pgxtenant.ErrTenantNotFound):
+		code = exitFound
+	case errors.Is(err, pgxtenant.ErrInvalidTenantID), errors.Is(err, pgxtenant.ErrInvalidTenant), errors.Is(err, pgxtenant.ErrInvalidAlias):
+		code = exitUsage
+	case ctx.Err() != nil:
+		code = exitInterrupted
+	}
+	text := prefix.ReplaceAllString(a.settings.masked(err.Error()), "$1")
+	if code == exitInterrupted {
+		text = "interrupted: " + text
+	}
+	a.err.line("%s %s", a.err.paint(red, "pgxtenant:"), inOurWords.Replace(text))
+	if code == exitUsage {
+		a.err.line("Run it with --help to see how it is used.")
+	}
+	return code
+}

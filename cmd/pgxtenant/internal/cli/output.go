@@ -1,0 +1,165 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
+	"golang.org/x/term"
+)
+
+// output is stdout or stderr. What goes to a terminal fits its width, and has colours unless NO_COLOR is set;
+// what goes elsewhere is whole and plain.
+type output struct {
+	file  *os.File
+	width int // of the terminal; 0 if it is none
+	color bool
+}
+
+func newOutput(file *os.File) *output {
+	o := &output{file: file}
+	if !term.IsTerminal(int(file.Fd())) {
+		return o
+	}
+	o.width = 80
+	if w, _, err := term.GetSize(int(file.Fd())); err == nil && w > 0 {
+		o.width = w
+	}
+	o.color = os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+	return o
+}
+
+func (o *output) terminal() bool { return o.width > 0 }
+
+func (o *output) Write(p []byte) (int, error) { return o.file.Write(p) }
+
+// line prints a line without what could steer a terminal, and breaks it at the terminal's width. A broken pipe is
+// nothing to complain of.
+func (o *output) line(format string, args ...any) {
+	line := fmt.Sprintf(format, args...)
+	if o.width > 0 {
+		line = text.WrapSoft(line, o.width)
+	}
+	_, _ = io.WriteString(o.file, strings.TrimRight(line, " ")+"\n")
+}
+
+// json prints a value as one line.
+func (o *output) json(value any) error { return json.NewEncoder(o.file).Encode(value) }
+
+type color = text.Color
+
+const (
+	red    = text.FgRed
+	green  = text.FgGreen
+	yellow = text.FgYellow
+	faint  = text.Faint
+)
+
+func (o *output) paint(c color, s string) string {
+	if !o.color || s == "" {
+		return s
+	}
+	return c.EscapeSeq() + s + text.EscapeReset
+}
+
+// grid is a table for people: columns without lines between them. Cells that find no room on a terminal are cut
+// off, those of the widest columns first.
+type grid struct {
+	o      *output
+	header []string
+	rows   [][]string
+	paint  func(column int, cell string) (color, bool) // may be nil
+}
+
+// least is how far a column is narrowed at most.
+const least = 4
+
+func (g *grid) add(cells ...string) {
+	for i := range cells {
+		cells[i] = printable(cells[i])
+	}
+	g.rows = append(g.rows, cells)
+}
+
+func (g *grid) String() string {
+	widths := make([]int, len(g.header))
+	for _, row := range append([][]string{g.header}, g.rows...) {
+		for i, cell := range row {
+			widths[i] = max(widths[i], text.StringWidth(cell))
+		}
+	}
+	if g.o.width > 0 {
+		narrow(widths, g.o.width-2*(len(widths)-1))
+	}
+	w := table.NewWriter()
+	style := table.StyleDefault
+	style.Options = table.OptionsNoBordersAndSeparators
+	style.Box.PaddingLeft, style.Box.PaddingRight = "", "  "
+	style.Format.Header = text.FormatDefault
+	w.SetStyle(style)
+	w.AppendHeader(g.row(g.header, widths, -1))
+	for i, row := range g.rows {
+		w.AppendRow(g.row(row, widths, i))
+	}
+	var sb strings.Builder
+	for line := range strings.Lines(w.Render() + "\n") {
+		sb.WriteString(strings.TrimRight(line, " \n") + "\n")
+	}
+	return sb.String()
+}
+
+func (g *grid) row(cells []string, widths []int, n int) table.Row {
+	row := make(table.Row, len(cells))
+	for i, cell := range cells {
+		cell = text.Snip(cell, widths[i], "~")
+		if n >= 0 && g.paint != nil {
+			if c, ok := g.paint(i, cells[i]); ok {
+				cell = g.o.paint(c, cell)
+			}
+		}
+		row[i] = cell
+	}
+	return row
+}
+
+// narrow takes from the widest column until all fit.
+func narrow(widths []int, room int) {
+	for {
+		sum, widest := 0, 0
+		for i, w := range widths {
+			sum += w
+			if w > widths[widest] {
+				widest = i
+			}
+		}
+		if sum <= room || widths[widest] <= least {
+			return
+		}
+		widths[widest]--
+	}
+}
+
+// printable shows what a terminal would take for a command, and what would break a line.
+func printable(s string) string {
+	if strings.IndexFunc(s, unprintable) < 0 {
+		return s
+	}
+	var sb strings.Builder
+	for _, r := range s {
+		if unprintable(r) {
+			quoted := strconv.QuoteRuneToASCII(r)
+			sb.WriteString(quoted[1 : len(quoted)-1])
+		} else {
+			sb.WriteRune(r)
+		}
+	}
+	return sb.String()
+}
+
+func unprintable(r rune) bool { return !unicode.IsPrint(r) }

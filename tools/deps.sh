@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what the tests need and this machine lacks: PostgreSQL's programs (a
-# running Docker engine will do), PgBouncer, Redis, Chromium, and a C compiler for the race detector.
+# running Docker engine will do), PgBouncer, Redis, Chromium, tmux, and a C compiler for the race detector.
 # Says what it installs, and nothing when all is there.
 set -eu
 
@@ -21,6 +21,11 @@ have_pgbouncer() {
 
 have_redis() {
 	command -v redis-server >/dev/null
+}
+
+# A terminal for the command line's tests.
+have_tmux() {
+	command -v tmux >/dev/null
 }
 
 # One that starts: where Ubuntu has no snap, its packages of Chromium are stubs. Where debug_test.go looks too.
@@ -70,6 +75,7 @@ if command -v apt-get >/dev/null; then
 	have_postgres || missing="$missing postgresql"
 	have_pgbouncer || missing="$missing pgbouncer"
 	have_redis || missing="$missing redis-server"
+	have_tmux || missing="$missing tmux"
 	have_compiler || missing="$missing gcc libc6-dev"
 	chrome=
 	if ! have_browser; then
@@ -89,6 +95,7 @@ elif command -v brew >/dev/null; then
 	have_postgres || missing="$missing postgresql@17"
 	have_pgbouncer || missing="$missing pgbouncer"
 	have_redis || missing="$missing redis"
+	have_tmux || missing="$missing tmux"
 	have_browser || missing="$missing google-chrome"
 	[ -n "$missing" ] || exit 0
 	echo "deps: installing$missing with brew"
@@ -98,6 +105,7 @@ else
 	have_postgres || missing="$missing PostgreSQL (or Docker),"
 	have_pgbouncer || missing="$missing PgBouncer,"
 	have_redis || missing="$missing Redis,"
+	have_tmux || missing="$missing tmux,"
 	have_browser || missing="$missing Chromium,"
 	have_compiler || missing="$missing a C compiler (or make RACE=),"
 	[ -n "$missing" ] || exit 0

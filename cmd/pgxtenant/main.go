@@ -12,6 +12,6 @@ import (
 	"github.com/pgxtenant/pgxtenant/cmd/pgxtenant/internal/cli"
 )
 
-//go:generate go run ./internal/gendocs ../../docs/cli
+//go:generate go run ./internal/docs/write ../../docs/cli
 
 func main() { os.Exit(cli.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }

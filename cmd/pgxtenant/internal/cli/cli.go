@@ -103,7 +103,7 @@ done; 130 interrupted.`,
 	a.settings.flags(root.PersistentFlags())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	root.SetUsageTemplate(usageTemplate(root.UsageTemplate()))
-	root.AddCommand(a.initCommand(), a.tenantCommand())
+	root.AddCommand(a.initCommand(), a.tenantCommand(), a.rlsCommand(), a.auditCommand(), a.topCommand(), a.moveCommand())
 	return root
 }
 
@@ -116,6 +116,13 @@ func usageTemplate(template string) string {
 		return cmd.LocalFlags().FlagUsagesWrapped(80)
 	})
 	return strings.NewReplacer(".LocalFlags.FlagUsages", "flagUsages . false", ".InheritedFlags.FlagUsages", "flagUsages . true").Replace(template)
+}
+
+// choices are what completion offers for a flag.
+func choices(cmd *cobra.Command, flag string, values ...string) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // there is no such flag
+	}
 }
 
 // group is a command that has only commands of its own.

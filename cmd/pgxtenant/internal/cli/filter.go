@@ -21,6 +21,8 @@ func (f *filter) flags(cmd *cobra.Command) {
 	list(&f.plans, "plan", "only those on one of these `plans`")
 	list(&f.statuses, "status", "only those in one of these: `active`, suspended, read-only, provisioning or deleting")
 	list(&f.servers, "server", "only those on one of these `servers`")
+	choices(cmd, "isolation", "row", "schema", "database")
+	choices(cmd, "status", "active", "suspended", "read-only", "provisioning", "deleting")
 }
 
 func (f *filter) any() bool {

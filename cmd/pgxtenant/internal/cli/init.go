@@ -26,8 +26,8 @@ func (a *app) initCommand() *cobra.Command {
 		Short: "Make what the package needs in a database",
 		Long: `Makes what is missing of: the service's role (the user of --database, with its
 password), the registry's tables, the keys of sealed tenants if seal_key is
-set, and the schema named by --template. It may be called again at any time, and
-is to be called after an upgrade.
+set, and the schema named by --template. It may be called again at any time,
+and is to be called after an upgrade.
 
 The role of --admin needs CREATE on the database, and CREATEROLE if the
 service's role is not there.`,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"unicode"
@@ -42,12 +43,18 @@ func (o *output) Write(p []byte) (int, error) { return o.file.Write(p) }
 // line prints a line without what could steer a terminal, and breaks it at the terminal's width. A broken pipe is
 // nothing to complain of.
 func (o *output) line(format string, args ...any) {
-	line := fmt.Sprintf(format, args...)
-	if o.width > 0 {
-		line = text.WrapSoft(line, o.width)
-	}
-	_, _ = io.WriteString(o.file, strings.TrimRight(line, " ")+"\n")
+	_, _ = io.WriteString(o.file, wrap(fmt.Sprintf(format, args...), o.width)+"\n")
 }
+
+// wrap breaks lines at spaces where there are any; 0 is no width.
+func wrap(s string, width int) string {
+	if width > 0 {
+		s = text.WrapSoft(s, width)
+	}
+	return padding.ReplaceAllString(s, "")
+}
+
+var padding = regexp.MustCompile(`(?m) +$`)
 
 // json prints a value as one line.
 func (o *output) json(value any) error { return json.NewEncoder(o.file).Encode(value) }
@@ -107,11 +114,7 @@ func (g *grid) String() string {
 	for i, row := range g.rows {
 		w.AppendRow(g.row(row, widths, i))
 	}
-	var sb strings.Builder
-	for line := range strings.Lines(w.Render() + "\n") {
-		sb.WriteString(strings.TrimRight(line, " \n") + "\n")
-	}
-	return sb.String()
+	return padding.ReplaceAllString(w.Render(), "") + "\n"
 }
 
 func (g *grid) row(cells []string, widths []int, n int) table.Row {

@@ -43,6 +43,7 @@ type settings struct {
 	} `yaml:"top"`
 
 	further []string // connection strings that came another way
+	hidden  []string // other secrets that did
 }
 
 type server struct {
@@ -182,9 +183,14 @@ func (s *settings) secrets() (list []string) {
 	for _, value := range s.Top.Headers {
 		add(value)
 	}
+	for _, text := range s.hidden {
+		add(text)
+	}
 	slices.SortFunc(list, func(a, b string) int { return len(b) - len(a) })
 	return list
 }
+
+func (s *settings) hide(text string) { s.hidden = append(s.hidden, text) }
 
 func (s *settings) connStrings() []string {
 	all := append([]string{s.Database, s.Admin}, s.further...)

@@ -26,8 +26,8 @@ func (a *app) tenantCreate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create ID",
 		Short: "Make a tenant and what it needs in the database",
-		Long: `Makes a tenant: its record in the registry, and then its schema, as a copy of the
-template, or its database, on one of the servers of the config file. It is
+		Long: `Makes a tenant: its record in the registry, and then its schema, as a copy of
+the template, or its database, on one of the servers of the config file. It is
 served when all is there. A call that was interrupted is completed by the same
 call, and for a tenant that is there already nothing is changed.
 
@@ -36,7 +36,7 @@ connection string leads that is read from standard input.`,
 		Example: `  pgxtenant tenant create acme --plan pro --alias acme.example.com
   pgxtenant tenant create initech --isolation schema
   pgxtenant tenant create umbrella --isolation database --server eu
-  pgxtenant tenant create hooli --isolation database --connection-stdin < url.txt
+  pgxtenant tenant create hooli --isolation database --connection-stdin < url
   pgxtenant tenant create initech --isolation schema --dry-run`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -62,6 +62,8 @@ connection string leads that is read from standard input.`,
 	f.StringVar(&c.status, "status", "active", "`active`, suspended or read-only")
 	f.BoolVar(&c.connStdin, "connection-stdin", false, "read the connection string of its database from stdin")
 	f.BoolVar(&c.dryRun, "dry-run", false, "print the SQL, and change nothing")
+	choices(cmd, "isolation", "row", "schema", "database")
+	choices(cmd, "status", "active", "suspended", "read-only")
 	return cmd
 }
 

@@ -79,7 +79,10 @@ func (s *settings) flags(f *pflag.FlagSet) {
 // load reads the config file, then the environment, into what no flag has set.
 func (s *settings) load(f *pflag.FlagSet) error {
 	var given []func() error // put back what flags have set
-	f.Visit(func(flag *pflag.Flag) {
+	f.VisitAll(func(flag *pflag.Flag) { // Visit knows nothing of a flag that a command below has parsed
+		if !flag.Changed {
+			return
+		}
 		text := flag.Value.String()
 		restore := func() error { return flag.Value.Set(text) }
 		if list, ok := flag.Value.(pflag.SliceValue); ok {

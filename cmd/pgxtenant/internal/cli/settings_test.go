@@ -18,6 +18,9 @@ func TestWhereSettingsComeFrom(t *testing.T) {
 	require.Contains(t, (&shop{s.DB, t, nil}).ok("tenant", "list", "--config", config), "acme")
 	run(t, append(byFile, "PGXTENANT_ADMIN=postgres://127.0.0.1:1/d"), "tenant", "list").fails(exitFailed, "connection refused")
 	require.Contains(t, (&shop{s.DB, t, append(byFile, "PGXTENANT_ADMIN=postgres://127.0.0.1:1/d")}).ok("tenant", "list", "--admin", s.OwnerURL()), "acme")
+	bad := file(t, "bad.yaml", "admin: postgres://127.0.0.1:1/d\ntemplate_reference: [a]\n")
+	require.Contains(t, (&shop{s.DB, t, []string{"PGXTENANT_CONFIG=" + bad}}).ok("tenant", "list", "--admin", s.OwnerURL(), "--template-reference", "b,c"), "acme")
+	require.Contains(t, (&shop{s.DB, t, []string{"PGXTENANT_CONFIG=" + bad, "PGXTENANT_ADMIN=" + s.OwnerURL()}}).ok("tenant", "list"), "acme")
 	run(t, append(byFile, "PGXTENANT_REGISTRY_TTL=x"), "tenant", "list").fails(exitUsage, "PGXTENANT_REGISTRY_TTL")
 }
 

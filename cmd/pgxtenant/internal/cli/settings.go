@@ -78,7 +78,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 
 // load reads the config file, then the environment, into what no flag has set.
 func (s *settings) load(f *pflag.FlagSet) error {
-	var given []func() error // put back what flags have set
+	var given []func() error            // put back what flags have set
 	f.VisitAll(func(flag *pflag.Flag) { // Visit knows nothing of a flag that a command below has parsed
 		if !flag.Changed {
 			return

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -46,6 +47,9 @@ type app struct {
 	err      *output
 	settings settings
 	ready    bool // the command line could be understood
+
+	signalsOff func() // has signals end the program again, and ends the context of commands
+	ownSignals bool   // a command has done so: that the context has ended does not tell of a signal
 }
 
 // Main runs the program and returns its exit code.
@@ -53,7 +57,7 @@ func Main(args []string, in, out, err *os.File) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
-	a := &app{in: in, out: newOutput(out), err: newOutput(err)}
+	a := &app{in: in, out: newOutput(out), err: newOutput(err), signalsOff: stop}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(in)
@@ -88,12 +92,16 @@ done; 130 interrupted.`,
   pgxtenant rls enable invoice billing.payment
   pgxtenant tenant create acme --plan pro --alias acme.example.com
   pgxtenant audit`,
+		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.settings.load(cmd.Root().PersistentFlags()); err != nil {
 				return &exitError{exitUsage, err}
+			}
+			if a.settings.warning != "" {
+				a.err.line("%s %s", a.err.paint(yellow, "pgxtenant:"), printable(a.settings.warning))
 			}
 			a.ready = true
 			return nil
@@ -103,8 +111,16 @@ done; 130 interrupted.`,
 	a.settings.flags(root.PersistentFlags())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	root.SetUsageTemplate(usageTemplate(root.UsageTemplate()))
-	root.AddCommand(a.initCommand(), a.tenantCommand(), a.rlsCommand(), a.auditCommand(), a.topCommand(), a.moveCommand())
+	root.AddCommand(a.initCommand(), a.tenantCommand(), a.rlsCommand(), a.auditCommand(), a.migrateCommand(), a.topCommand(), a.moveCommand())
 	return root
+}
+
+// version is that of the module, as the binary was built from it.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
 }
 
 // usageTemplate breaks the lines of flags at 80 columns.
@@ -129,6 +145,7 @@ func choices(cmd *cobra.Command, flag string, values ...string) {
 func group(c *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 	c.Args = cobra.NoArgs
 	c.RunE = func(cmd *cobra.Command, args []string) error {
+		cmd.SetOut(cmd.ErrOrStderr())
 		_ = cmd.Usage()
 		return usagef("say which: pgxtenant %s COMMAND", c.Name())
 	}
@@ -137,12 +154,13 @@ func group(c *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 }
 
 // prefix is what errors of the package begin with, which needs saying once.
-var prefix = regexp.MustCompile(`(?m)(^|: )pgxtenant: `)
+var prefix = regexp.MustCompile(`(?m)(^|[:;] )(?:pgxtenant|tenantgoose): `)
 
 // inOurWords says what the package's errors name as an operator knows it.
 var inOurWords = strings.NewReplacer(
 	"call Registry.Install", "run pgxtenant init", "Registry.Install", "pgxtenant init", "call InstallSeal", "run pgxtenant init",
-	"Config.Admin", "--admin", "Config.Shared", "--database", "Config.Template", "--template", "Config.Servers", "servers",
+	"AcceptEdits", "--accept-edits", "WithOutOfOrder", "--out-of-order",
+	"Config.Admin", "--admin", "Config.Shared", "--database", "Config.TemplateReference", "--template-reference", "Config.Template", "--template", "Config.Servers", "servers",
 	"RegistryConfig.TTL", "--registry-ttl", "RegistryConfig.StaleOnError", "--registry-stale", "Config.AuditAllow", "audit.allow",
 	"Config.Registry.Key", "registry_key", "Config.Registry.TTL", "--registry-ttl", "Config.Registry.StaleOnError", "--registry-stale",
 	"Config.Seal.Key", "seal_key")
@@ -163,14 +181,14 @@ func (a *app) exitCode(ctx context.Context, err error) int {
 		code = exitFound
 	case errors.Is(err, pgxtenant.ErrInvalidTenantID), errors.Is(err, pgxtenant.ErrInvalidTenant), errors.Is(err, pgxtenant.ErrInvalidAlias):
 		code = exitUsage
-	case ctx.Err() != nil:
+	case ctx.Err() != nil && !a.ownSignals:
 		code = exitInterrupted
 	}
 	text := prefix.ReplaceAllString(a.settings.masked(err.Error()), "$1")
 	if code == exitInterrupted {
 		text = "interrupted: " + text
 	}
-	a.err.line("%s %s", a.err.paint(red, "pgxtenant:"), inOurWords.Replace(text))
+	a.err.line("%s %s", a.err.paint(red, "pgxtenant:"), printableLines(inOurWords.Replace(text)))
 	if code == exitUsage {
 		a.err.line("Run it with --help to see how it is used.")
 	}

@@ -57,6 +57,13 @@ func TestHelpOfEachCommand(t *testing.T) {
 	}
 }
 
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	r := run(t, nil, "--version")
+	require.Zero(t, r.code)
+	require.Regexp(t, `^pgxtenant version \S+\n$`, r.out)
+}
+
 func TestCompletion(t *testing.T) {
 	t.Parallel()
 	r := run(t, nil, "completion", "bash")

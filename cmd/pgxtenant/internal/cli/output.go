@@ -49,7 +49,13 @@ func (o *output) line(format string, args ...any) {
 // wrap breaks lines at spaces where there are any; 0 is no width.
 func wrap(s string, width int) string {
 	if width > 0 {
-		s = text.WrapSoft(s, width)
+		lines := strings.Split(s, "\n")
+		for i, line := range lines {
+			if text.StringWidthWithoutEscSequences(line) > width {
+				lines[i] = text.WrapSoft(line, width)
+			}
+		}
+		s = strings.Join(lines, "\n")
 	}
 	return padding.ReplaceAllString(s, "")
 }
@@ -163,6 +169,15 @@ func printable(s string) string {
 		}
 	}
 	return sb.String()
+}
+
+// printableLines is the same for text of several lines.
+func printableLines(s string) string {
+	lines := strings.Split(strings.ReplaceAll(s, "\t", "    "), "\n")
+	for i := range lines {
+		lines[i] = printable(lines[i])
+	}
+	return strings.Join(lines, "\n")
 }
 
 func unprintable(r rune) bool { return !unicode.IsPrint(r) }

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -42,6 +44,7 @@ type settings struct {
 		Headers map[string]string `yaml:"headers"`
 	} `yaml:"top"`
 
+	warning string   // about the config file
 	further []string // connection strings that came another way
 	hidden  []string // other secrets that did
 }
@@ -118,8 +121,8 @@ func envName(flag string) string {
 	return envPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
-// readFile reads the config file; one that was named must be there. A field that there is none of is an error, and
-// so is a file that others may read, if it holds a secret.
+// readFile reads the config file; one that was named must be there. A field that there is none of is an error. Of a file
+// with secrets that others can read it warns, and no more: in a container that may well be so.
 func (s *settings) readFile(byFlag bool) error {
 	path, named := s.Config, byFlag
 	if env := os.Getenv(envPrefix + "CONFIG"); !byFlag && env != "" {
@@ -144,7 +147,28 @@ func (s *settings) readFile(byFlag bool) error {
 	if err := d.Decode(s); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("config file %s: %w", path, withoutValues(err))
 	}
+	var alone settings // what flags have set is not in the file
+	_ = yaml.Unmarshal(text, &alone)
+	info, err := os.Stat(path)
+	if err == nil && runtime.GOOS != "windows" && info.Mode().Perm()&0o044 != 0 && alone.hasSecret() {
+		s.warning = fmt.Sprintf("config file %s holds secrets, and others can read it: chmod 600 it", path)
+	}
 	return nil
+}
+
+func (s *settings) hasSecret() bool {
+	if s.RegistryKey+s.SealKey != "" || len(s.Top.Headers) > 0 {
+		return true
+	}
+	return slices.ContainsFunc(s.connStrings(), func(conn string) bool {
+		u, err := url.Parse(conn)
+		if err == nil && u.User != nil {
+			if _, ok := u.User.Password(); ok {
+				return true
+			}
+		}
+		return passwordWord.MatchString(conn)
+	})
 }
 
 // withoutValues leaves out of a YAML error what it repeats of the file, which may be a secret: the lines remain, and

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"os"
 	"strings"
 	"testing"
 
@@ -21,6 +22,8 @@ func TestWhereSettingsComeFrom(t *testing.T) {
 	bad := file(t, "bad.yaml", "admin: postgres://127.0.0.1:1/d\ntemplate_reference: [a]\n")
 	require.Contains(t, (&shop{s.DB, t, []string{"PGXTENANT_CONFIG=" + bad}}).ok("tenant", "list", "--admin", s.OwnerURL(), "--template-reference", "b,c"), "acme")
 	require.Contains(t, (&shop{s.DB, t, []string{"PGXTENANT_CONFIG=" + bad, "PGXTENANT_ADMIN=" + s.OwnerURL()}}).ok("tenant", "list"), "acme")
+	require.NoError(t, os.Chmod(config, 0o644))
+	run(t, byFile, "tenant", "list").fails(0, "holds secrets, and others can read it: chmod 600 it")
 	run(t, append(byFile, "PGXTENANT_REGISTRY_TTL=x"), "tenant", "list").fails(exitUsage, "PGXTENANT_REGISTRY_TTL")
 }
 

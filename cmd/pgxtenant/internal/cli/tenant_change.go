@@ -129,13 +129,16 @@ func (a *app) create(ctx context.Context, db *pgxtenant.TenantDB, c *creation) e
 	return nil
 }
 
-// printPlan prints SQL. It goes out as it is, for psql.
+// printPlan prints SQL. Elsewhere than on a terminal it goes out as it is, for psql.
 func (a *app) printPlan(plan string, err error) error {
 	if err != nil {
 		return err
 	}
 	if plan == "" {
 		plan = "-- Nothing to do.\n"
+	}
+	if a.out.terminal() {
+		plan = printableLines(plan)
 	}
 	_, err = a.out.Write([]byte(plan))
 	return err

@@ -2,6 +2,8 @@ package cli
 
 import (
 	"encoding/json"
+	"net/url"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -94,11 +96,45 @@ func TestAConnectionStringIsTakenAndNotShown(t *testing.T) {
 	runWith(t, "", s.env, "tenant", "create", "b", "--isolation", "database", "--connection-stdin").fails(exitUsage, "no connection string on stdin")
 	runWith(t, "postgres://u:sEcret99@h:port/d", s.env, "tenant", "create", "b", "--isolation", "database", "--connection-stdin").fails(exitUsage, "invalid")
 
+	refs := append(s.env, "PGXTENANT_REGISTRY_KEY=", "PGXTENANT_REGISTRY_REFERENCES=true")
+	r = runWith(t, "vault:shop/globex\n", refs, "tenant", "create", "globex", "--isolation", "database", "--connection-stdin")
+	require.Zero(t, r.code, r.err)
+	r = run(t, refs, "tenant", "delete", "globex", "--yes")
+	require.Zero(t, r.code, r.err)
+
 	// Without the key no more than the ID can be read.
 	s.env = append(s.env, "PGXTENANT_REGISTRY_KEY=")
 	r = s.run("tenant", "list")
 	r.fails(exitFailed, "of 1 tenant no more than the ID can be read; is registry_key the service's?")
 	require.Regexp(t, `hooli +unreadable`, r.out)
+}
+
+// A database is made on a server of the config file, and dropped there.
+func TestADatabaseTenantIsMadeOnAServer(t *testing.T) {
+	t.Parallel()
+	s := installed(t)
+	super, err := url.Parse(s.SuperURL())
+	require.NoError(t, err)
+	if password, ok := super.User.Password(); ok && password != "" {
+		passwords.Store(password, true)
+	}
+	config := file(t, "c.yaml", "servers:\n  eu:\n    admin: "+s.SuperURL()+"\n    database: "+s.AppURL()+"\n    conn_limit: 7\n")
+	s.env = append(s.env, "PGXTENANT_CONFIG="+config)
+	id := "umbrella" + strings.TrimPrefix(s.Name, "pgxtenant_")
+	plan := s.ok("tenant", "create", id, "--isolation", "database", "--dry-run")
+	require.Contains(t, plan, `-- what follows is for database "`+s.Name+`" of server "eu"`)
+	require.Contains(t, plan, "connection limit 7")
+	require.Contains(t, s.ok("tenant", "create", id, "--isolation", "database"), "in database tenant_"+id+" on eu.")
+	inside, err := url.Parse(s.AppURL())
+	require.NoError(t, err)
+	inside.Path = "/tenant_" + id
+	s.Connect(inside.String())
+	require.Contains(t, s.ok("tenant", "list", "--server", "eu"), id)
+	s.run("tenant", "list", "--server", "us").fails(exitFound, "no tenant matches --server us")
+	require.Contains(t, s.ok("tenant", "delete", id, "--dry-run"), `drop database if exists "tenant_`+id+`"`)
+	require.NoError(t, os.WriteFile(config, []byte("servers: {eu: {admin: \""+s.SuperURL()+"\", database: \""+s.AppURL()+"\", grace: -1s}}"), 0o600))
+	s.ok("tenant", "delete", id, "--yes") // with a connection open
+	s.run("tenant", "show", id).fails(exitFound)
 }
 
 func TestTenantBadInput(t *testing.T) {

@@ -129,9 +129,16 @@ func TestDeletionAsksOnATerminal(t *testing.T) {
 	require.Equal(t, "130", term.ended(), "%s", term)
 	require.Contains(t, s.ok("tenant", "show", "acme"), "active")
 
-	term = onScreen(t, s.env, "tenant", "delete", "acme")
+	// Ended while it waits, it is completed by the same call.
+	term = onScreen(t, append(s.env, "PGXTENANT_REGISTRY_TTL=90s"), "tenant", "delete", "acme")
 	term.until("Type acme to go on:")
 	term.tmux("send-keys", "acme", "Enter")
-	require.Equal(t, "0", term.ended(), "%s", term)
+	term.until("Waiting 1m30s")
+	require.Eventually(t, func() bool { return strings.Contains(s.ok("tenant", "show", "acme"), "deleting") }, 30*time.Second, 20*time.Millisecond)
+	term.tmux("send-keys", "C-c")
+	require.Equal(t, "130", term.ended(), "%s", term)
+	fits(t, term.text())
+	require.Contains(t, term.text(), "The same command goes on where it stopped")
+	s.ok("tenant", "delete", "acme", "--yes")
 	s.run("tenant", "show", "acme").fails(exitFound)
 }

@@ -1,0 +1,50 @@
+package cli
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+)
+
+// gently takes signals over from Main, whose context is not to be used any more. It makes of the first Ctrl-C a wish
+// that a run stops, and of the second one the end of its context. A third one ends the program. release ends it.
+func (a *app) gently(ctx context.Context, say func(string)) (running context.Context, stop chan struct{}, release func()) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop = make(chan struct{})
+	if ctx.Err() != nil { // it came before
+		close(stop)
+		cancel()
+	}
+	a.signalsOff()
+	a.ownSignals = true
+	over := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for running.Err() == nil {
+			select {
+			case <-signals:
+			case <-over:
+				return
+			}
+			select {
+			case <-stop:
+				signal.Stop(signals)
+				say("Cancelling.")
+				cancel()
+			default:
+				say("Stopping when the tenants that are being worked on are done. Ctrl-C again cancels them.")
+				close(stop)
+			}
+		}
+	})
+	return running, stop, func() {
+		signal.Stop(signals)
+		close(over)
+		wg.Wait()
+		cancel()
+	}
+}

@@ -1,0 +1,166 @@
+package cli
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// migrations writes a folder: names and SQL in turn, up and down parted by "--down".
+func migrations(t *testing.T, files ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for i := 0; i < len(files); i += 2 {
+		path := filepath.Join(dir, files[i])
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		up, down, _ := strings.Cut(files[i+1], "--down")
+		require.NoError(t, os.WriteFile(path, []byte("-- +goose Up\n"+up+";\n-- +goose Down\n"+strings.TrimSpace(down)+";\n"), 0o600))
+	}
+	return dir
+}
+
+// migrating is a shop with schema tenants, each with a table of one column.
+func migrating(t *testing.T, tenants ...string) *shop {
+	t.Helper()
+	s := installed(t)
+	for _, id := range tenants {
+		s.ok("tenant", "create", id, "--isolation", "schema")
+	}
+	s.env = append(s.env, "PGXTENANT_TEMPLATE_REFERENCE=goose_db_version")
+	return s
+}
+
+func (s *shop) columns(schema string) (names string) {
+	s.t.Helper()
+	conn := s.Connect(s.OwnerURL())
+	require.NoError(s.t, conn.QueryRow(s.t.Context(), `select coalesce(string_agg(attname, ' ' order by attnum), '') from pg_attribute
+		where attrelid = to_regclass(quote_ident($1) || '.note') and attnum > 0 and not attisdropped`, schema).Scan(&names))
+	return names
+}
+
+const addTag = "alter table note add tag text --down alter table note drop tag"
+
+func TestMigrateUpStatusPlanDown(t *testing.T) {
+	t.Parallel()
+	s := migrating(t, "acme", "initech")
+	dir := migrations(t, "shared/00001_country.sql", "create table country (code text) --down drop table country", "tenant/00002_tag.sql", addTag)
+	s.env = append(s.env, "PGXTENANT_X=y")
+	on := func(args ...string) []string { return append(append([]string{"migrate"}, args...), "--dir", dir) }
+
+	out := s.ok(on("plan")...)
+	require.Regexp(t, `tenant/00002_tag.sql +3\n`, out)
+	s.run(on("plan", "--check")...).fails(exitFound, "there is something to do")
+	s.run(on("status", "--check")...).fails(exitFound, "4 places of 4 lack migrations")
+
+	r := s.run(on("up", "--canary", "acme", "--name", "release-1")...)
+	require.Zero(t, r.code, r.err)
+	require.Contains(t, r.out, "Run release-1: 4 done, 0 current, 0 failed, 0 unknown, 0 skipped, of 4, in ")
+	require.Contains(t, r.err, "shared: ", "lines for a log")
+	require.Equal(t, "id body tag", s.columns("tenant_acme"))
+	require.Contains(t, s.ok(on("up")...), "0 done, 4 current")
+	require.Regexp(t, `acme +schema +\S+ +2 +0\n`, s.ok(on("status")...))
+	require.Empty(t, s.ok(on("status", "--pending", "--check")...))
+	s.ok(on("plan", "--check")...)
+
+	require.Equal(t, "-- tenant/00002_tag.sql\nalter table note drop tag;\n", s.ok(on("down", "--dry-run")...))
+	s.run(on("down")...).fails(exitRefused, "Take back tenant/00002_tag.sql", "Nothing was done")
+	require.Equal(t, "id body tag", s.columns("tenant_initech"))
+	s.ok(on("down", "--yes", "--id", "initech")...)
+	require.Equal(t, "id body", s.columns("tenant_initech"))
+	require.Equal(t, "id body tag", s.columns("tenant_acme"))
+
+	var last struct {
+		Event, Run string
+		Done       int
+		Complete   bool
+	}
+	lines := strings.Split(strings.TrimSpace(s.ok(on("up", "--json")...)), "\n")
+	require.NoError(t, json.Unmarshal([]byte(lines[len(lines)-1]), &last))
+	require.Equal(t, "report", last.Event)
+	require.Equal(t, 1, last.Done)
+	require.True(t, last.Complete)
+	for _, line := range lines {
+		require.True(t, json.Valid([]byte(line)), line)
+	}
+}
+
+// A failure is told, the others go on, and the run is gone on with by what is said.
+func TestMigrateGoesOnWithARun(t *testing.T) {
+	t.Parallel()
+	s := migrating(t, "acme", "initech", "umbrella")
+	dir := migrations(t, "tenant/00001_tag.sql", addTag)
+	s.Exec("create view tenant_initech.tag as select 1", "alter table tenant_initech.note add tag int")
+	r := s.run("migrate", "up", "--dir", dir, "--concurrency", "1", "--admin", s.OwnerURL())
+	r.fails(exitFailed, "initech failed:", `column "tag" of relation "note" already exists`, "1 of 4 failed", "left to do: 1", "Go on with it by:\n  pgxtenant migrate up --resume up-")
+	require.Equal(t, "id body tag", s.columns("tenant_umbrella"))
+	s.Exec("alter table tenant_initech.note drop tag")
+	_, command, _ := strings.Cut(r.err, "Go on with it by:\n  pgxtenant ")
+	require.NotContains(t, command, "postgres://")
+	out := s.ok(strings.Fields(command)...)
+	require.Contains(t, out, "It was resumed.")
+	require.Equal(t, "id body tag", s.columns("tenant_initech"))
+	name := strings.Fields(command)[3]
+	s.run("migrate", "up", "--dir", dir, "--resume", name).fails(exitFound, "is complete")
+	s.run("migrate", "up", "--dir", dir, "--resume", "nope").fails(exitFound, `there is no run "nope"; none is incomplete`)
+	s.run("migrate", "up", "--dir", dir, "--resume", "a", "--name", "b").fails(exitUsage, "name two runs")
+}
+
+func TestMigrateBadInput(t *testing.T) {
+	t.Parallel()
+	s := migrating(t, "acme")
+	dir := migrations(t, "tenant/00001_tag.sql", addTag)
+	for _, c := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"migrate", exitUsage, "say which"},
+		{"migrate up --dir /nowhere", exitUsage, "there is no folder of migrations /nowhere"},
+		{"migrate up --dir " + t.TempDir(), exitUsage, "there is none in the folders shared and tenant"},
+		{"migrate up --isolation x --dir " + dir, exitUsage, `there is no isolation "x"`},
+		{"migrate up --id nobody --dir " + dir, exitFound, "not found"},
+		{"migrate up --plan gold --dir " + dir, exitFound, "the selection matches nothing"},
+		{"migrate status --plan gold --dir " + dir, exitFound, "the selection matches nothing"},
+		{"migrate plan --plan gold --dir " + dir, exitFound, "the selection matches nothing"},
+		{"migrate up --percent 101 --dir " + dir, exitUsage, "--percent is 101"},
+		{"migrate up --to 7 --dir " + dir, exitUsage, "no migration has the version 7"},
+		{"migrate down --yes --to 7 --dir " + dir, exitUsage, "no migration has the version 7"},
+		{"migrate up --concurrency -1 --dir " + dir, exitUsage, "--concurrency is -1"},
+		{"migrate up --template-reference x --dir " + dir, exitUsage, `--template-reference lacks "goose_db_version"`},
+	} {
+		s.run(strings.Fields(c.args)...).fails(c.code, c.says)
+	}
+	run(t, []string{"PGXTENANT_ADMIN=" + s.AppURL()}, "migrate", "up", "--dir", dir).fails(exitFailed, "permission denied")
+}
+
+// On a terminal there is a bar. Ctrl-C stops after the tenants that are being worked on, and says how to go on.
+func TestMigrateOnATerminal(t *testing.T) {
+	t.Parallel()
+	s := migrating(t, "a", "b", "c")
+	dir := migrations(t, "tenant/00001_tag.sql", "select pg_sleep(0.5); "+addTag)
+	term := onScreen(t, s.env, "migrate", "up", "--dir", dir, "--concurrency", "1", "--skip-templates")
+	fits(t, term.until("of 3"))
+	term.tmux("send-keys", "C-c")
+	require.Equal(t, "130", term.ended(), "%s", term)
+	text := term.text()
+	fits(t, text)
+	require.Contains(t, text, "Stopping when the tenants that are being worked on are done.")
+	require.Contains(t, strings.Join(strings.Fields(text), " "), "Stopping when the tenants that are being worked on are done. Ctrl-C again cancels them.")
+	require.Regexp(t, `Go on with it by:\n  pgxtenant migrate up --resume up-\S+ --concurrency=1 \\\n    --dir=`, text)
+	term.restored()
+	require.Equal(t, "id body", s.columns("tenant_c"))
+
+	// Twice cancels.
+	dir = migrations(t, "tenant/00001_tag.sql", "select pg_sleep(60); "+addTag)
+	term = onScreen(t, s.env, "migrate", "up", "--dir", dir, "--concurrency", "1", "--skip-templates", "--id", "c", "--accept-edits", "1")
+	term.until("0 of 1")
+	term.tmux("send-keys", "C-c")
+	term.until("Ctrl-C again")
+	term.tmux("send-keys", "C-c")
+	require.Equal(t, "130", term.ended(), "%s", term)
+	require.Equal(t, "id body", s.columns("tenant_c"))
+}

@@ -31,6 +31,7 @@ func TestHelpOfEachCommand(t *testing.T) {
 				require.LessOrEqual(t, len(strings.TrimRight(line, "\n")), 80, line)
 			}
 		}
+		fits(t, c.UsageString())
 		for line := range strings.Lines(c.Example) {
 			words := strings.Fields(line)
 			if words[0] != "pgxtenant" {

@@ -53,7 +53,7 @@ type migration struct {
 // selection adds the flags that say which tenants are meant.
 func (m *migration) selection(f *pflag.FlagSet, cmd *cobra.Command) {
 	f.StringVar(&m.dir, "dir", "migrations", "`folder` of the migrations, with shared/ and tenant/")
-	f.StringSliceVar(&m.isolations, "isolation", nil, "only tenants with one of these: `row`, schema or database;\nrow are the shared tables")
+	f.StringSliceVar(&m.isolations, "isolation", nil, "only tenants with one of these: `row`, schema or database; row are the shared tables")
 	f.StringSliceVar(&m.o.Plans, "plan", nil, "only tenants on one of these `plans`")
 	f.StringSliceVar(&m.o.IDs, "id", nil, "only these `tenants`")
 	f.Float64Var(&m.o.Percent, "percent", 0, "only so many `percent` of the tenants, the same ones each time")
@@ -61,6 +61,7 @@ func (m *migration) selection(f *pflag.FlagSet, cmd *cobra.Command) {
 	f.BoolVar(&m.o.SkipTemplates, "skip-templates", false, "leave the templates alone")
 	f.BoolVar(&m.outOfOrder, "out-of-order", false, "apply what a tenant lacks below its version, too")
 	f.Int64SliceVar(&m.acceptEdits, "accept-edits", nil, "`versions` whose files were changed after they were applied")
+	f.Lookup("accept-edits").DefValue = "" // which prints as none, where that of an empty list would be []
 	f.BoolVar(&m.asJSON, "json", false, "print one JSON object per line")
 	choices(cmd, "isolation", "row", "schema", "database")
 }
@@ -71,6 +72,7 @@ func (m *migration) pace(f *pflag.FlagSet) {
 	f.IntVar(&m.o.PerServer, "per-server", 0, "how many at once on one server (default: as many)")
 	f.StringSliceVar(&m.o.Canaries, "canary", nil, "`tenants` that come first; the rest is left alone if one fails")
 	f.Float64SliceVar(&m.o.Waves, "waves", nil, "`percentages` of the tenants to be done after each wave, such as 1,10")
+	f.Lookup("waves").DefValue = ""
 	f.IntVar(&m.o.StopAfter, "stop-after", 0, "stop after so many failures (default: go on to the end)")
 	f.Float64Var(&m.o.StopRate, "stop-rate", 0, "stop if more than this `part` of the tenants fail, 0.1 for a tenth")
 	f.DurationVar(&m.o.LockTimeout, "lock-timeout", pgxtenant.DefaultRunLockTimeout, "how long a statement waits for a lock before it is tried again")
@@ -169,7 +171,7 @@ The shared tables are left alone, unless --isolation is row: then it is they.`,
 	yes := yesFlag(cmd)
 	m.selection(cmd.Flags(), cmd)
 	m.pace(cmd.Flags())
-	cmd.Flags().Int64Var(&m.to, "to", 0, "`version` to go back to, 0 for none (default: the one before\nthe newest)")
+	cmd.Flags().Int64Var(&m.to, "to", 0, "`version` to go back to, 0 for none (default: the one before the newest)")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print the SQL, and change nothing")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		db, migrator, err := m.open(cmd.Context(), a)

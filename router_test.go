@@ -86,7 +86,10 @@ func TestTenantDBHasThePoolsMethods(t *testing.T) {
 }
 
 // administrative methods run as nobody's tenant, on the Admin pool if on any.
-var administrative = []string{"Shutdown", "Audit", "InstallSeal", "RetireSealKeys", "EnableRLS", "PlanEnableRLS", "DisableRLS", "PlanDisableRLS", "Provision", "Deprovision"}
+var administrative = []string{
+	"Shutdown", "Audit", "InstallSeal", "RetireSealKeys", "EnableRLS", "PlanEnableRLS", "DisableRLS", "PlanDisableRLS", "Provision", "Deprovision",
+	"PlanInstall", "PlanProvision", "PlanDeprovision", "PlanInstallSeal", "ForEach", "ForEachProgress", "Pending", "Runs", "RunResults", "PurgeRuns", "Ledgers",
+}
 
 // calls is every exported method that takes a context, as what it fails with.
 var calls = map[string]func(db *TenantDB, ctx context.Context) error{

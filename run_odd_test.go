@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -112,7 +113,27 @@ func TestForEachLockTimeout(t *testing.T) {
 		}
 		return upgrade(ctx, conn, tn)
 	}
+	// Who reads the table meanwhile waits behind the migration, as long as that waits.
+	reads, longest := 0, time.Duration(0)
+	end, readers := make(chan struct{}), sync.WaitGroup{}
+	reader := fl.d.Connect(fl.d.OwnerURL())
+	readers.Go(func() {
+		for {
+			select {
+			case <-end:
+				return
+			default:
+			}
+			begun := time.Now()
+			count(t, reader, ctx, "select count(*) from tenant_t0000.item")
+			reads, longest = reads+1, max(longest, time.Since(begun))
+		}
+	})
 	report, err := fl.db.ForEach(ctx, o, f)
+	close(end)
+	readers.Wait()
+	require.Less(t, longest, time.Second)
+	require.Greater(t, reads, 10)
 	require.Equal(t, "55P03", pgCode(err))
 	require.Equal(t, []int{1, 1, 3}, []int{report.Done, report.Failed, int(calls.Load())})
 	require.Equal(t, 3, resultOf(t, report, "t0000").Attempts)

@@ -230,7 +230,7 @@ func (r *tenantRun) call(ctx context.Context, conn *pgx.Conn, t *runTarget) (Run
 	}
 	fctx := WithoutTenant(ctx)
 	if t.kind == targetTenant {
-		fctx = WithTenant(ctx, t.tenant)
+		fctx = WithTenantID(ctx, t.name)
 	}
 	err := callSafely(func() error { return r.f(fctx, conn, t.tenant) })
 	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, cause) {

@@ -42,20 +42,23 @@ const (
 // schemas, with IsolationSchema the template schema, t.Schema, and with IsolationDatabase the template
 // database of one of Config.Servers, conn.Config().Database.
 //
+// The context carries the tenant, as WithTenantID does, or, for what is no tenant's own, none, as WithoutTenant does.
+//
 // The function must promise that it may be called again for the same tenant after it has failed, or was cut off at any
 // place: each of its transactions is all or nothing and, once committed, is not done a second time, as migrations are
 // that record themselves in a table in the same transaction. It must not keep the connection, nor change the session's
 // advisory locks. What else it leaves on the session, an open transaction included, does not reach the next tenant.
 //
-// A panic in it is the tenant's failure.
+// A panic in it is the tenant's failure, with the stack in its error.
 type ForEachFunc = func(ctx context.Context, conn *pgx.Conn, t Tenant) error
 
 // ForEachOptions adjust one call of [TenantDB.ForEach]. The zero value is every tenant, four at a time, in a run
 // that nothing resumes.
 type ForEachOptions struct {
-	// Name names the run, in up to 200 bytes. If there is a run of the same name that was not completed, because it was stopped,
-	// died or had failures, this call goes on with it: tenants that it has done are left alone. Another
-	// process may be at work in it; the two share what is left. A completed run is never resumed: its name begins a new one.
+	// Name names the run, in up to 200 bytes. If there is a run of the same name that was not completed, because it
+	// was stopped, died or had failures, this call goes on with it: tenants that it has done are left alone. Another
+	// process may be at work in it; the two share what is left. A completed run is never resumed: its name begins a
+	// new one.
 	//
 	// Empty means a new run, under a name made of the time.
 	Name string
@@ -147,9 +150,10 @@ type ForEachOptions struct {
 	PerServer int
 
 	// AdjustConn, if not nil, may change how a target is connected to: to go past a pooler, or as another role. Of
-	// schema tenants and the shared schemas it is asked once, with the zero Tenant. The configuration is Config.Admin's, or that of the tenant's
-	// server in Config.Servers, in the tenant's database; for a database tenant that has only a ConnString it is that,
-	// whose role may own nothing. The Tenant is as the function gets it. It may be called for several tenants at once.
+	// schema tenants and the shared schemas it is asked once, with the zero Tenant. The configuration is
+	// Config.Admin's, or that of the tenant's server in Config.Servers, in the tenant's database; for a database
+	// tenant that has only a ConnString it is that, whose role may own nothing. The Tenant is as the function gets
+	// it. It may be called for several tenants at once.
 	AdjustConn func(t Tenant, c *pgx.ConnConfig) error
 
 	// LockTimeout is the lock_timeout of the session: how long a statement may wait for a lock, with live traffic
@@ -160,8 +164,8 @@ type ForEachOptions struct {
 	// negative value means no limit.
 	StatementTimeout time.Duration
 
-	// Timeout is how long the function may take for one tenant, each attempt anew; then its context ends, and what it did has an
-	// unknown outcome. Zero means no limit. ForEach rejects a negative value.
+	// Timeout is how long the function may take for one tenant, each attempt anew; then its context ends, and what it
+	// did has an unknown outcome. Zero means no limit. ForEach rejects a negative value.
 	Timeout time.Duration
 
 	// Attempts is how often the function is called for a tenant whose error is lock_timeout's (55P03), a deadlock (40P01)
@@ -173,9 +177,9 @@ type ForEachOptions struct {
 	// all vary by half. Zero means DefaultRunBackoff (250 milliseconds). ForEach rejects a negative value.
 	Backoff time.Duration
 
-	// Lease is how long after a process has died, or lost the registry, another may take over the tenants that it was at work on; a
-	// statement of the dead process that still runs on the server keeps its tenant in any case. Zero means
-	// DefaultRunLease (10 seconds). ForEach rejects less than a second.
+	// Lease is how long after a process has died, or lost the registry, another may take over the tenants that it was
+	// at work on; a statement of the dead process that still runs on the server keeps its tenant in any case. Zero
+	// means DefaultRunLease (10 seconds). ForEach rejects less than a second.
 	Lease time.Duration
 
 	// Patience is how long a server that cannot be reached is waited for, the registry's included, before a
@@ -215,7 +219,8 @@ type RunResult struct {
 	Err       error // nil when done or current. Read from the run table it has the text alone
 }
 
-// RunProgress is how far a run has come. Counts are of this call alone, and of targets: tenants, and what is no tenant's own.
+// RunProgress is how far a run has come. Counts are of this call alone, and of targets: tenants, and what is no
+// tenant's own.
 type RunProgress struct {
 	Run   int64  // ID
 	Name  string // of the run
@@ -248,7 +253,8 @@ type RunReport struct {
 	db *TenantDB
 }
 
-// Results returns all results of the run from the run table, those of earlier calls included, in the order of the IDs. It ends after an error.
+// Results returns all results of the run from the run table, those of earlier calls included, in the order of the
+// IDs. It ends after an error.
 func (r *RunReport) Results(ctx context.Context, states ...RunState) iter.Seq2[RunResult, error] {
 	return r.db.RunResults(ctx, r.Run, states...)
 }

@@ -35,8 +35,8 @@ func (db *TenantDB) ForEach(ctx context.Context, o ForEachOptions, f ForEachFunc
 	return r.do()
 }
 
-// tenantRun is one call of ForEach. It is the goroutine of the caller's that decides what is next; each target is worked on
-// by one more, which tells it of the end and shares nothing with it.
+// tenantRun is one call of ForEach. It is the goroutine of the caller's that decides what is next; each target is
+// worked on by one more, which tells it of the end and shares nothing with it.
 type tenantRun struct {
 	db *TenantDB
 	o  ForEachOptions // with defaults

@@ -49,8 +49,9 @@ func (db *TenantDB) Runs(ctx context.Context, limit int) ([]Run, error) {
 	return runs, db.registry.explain("read runs", err)
 }
 
-// RunResults returns what became of the targets of a run, or of those in the given states, tenants in the order of their
-// IDs after what is no tenant's own. It reads them a page at a time, and ends after an error. A run that there is not has none.
+// RunResults returns what became of the targets of a run, or of those in the given states, tenants in the order of
+// their IDs after what is no tenant's own. It reads them a page at a time, and ends after an error. A run that there
+// is not has none.
 func (db *TenantDB) RunResults(ctx context.Context, run int64, states ...RunState) iter.Seq2[RunResult, error] {
 	return func(yield func(RunResult, error) bool) {
 		books, err := db.runBooks()
@@ -106,7 +107,8 @@ func (db *TenantDB) resultPage(ctx context.Context, books *pgxpool.Pool, run int
 }
 
 // PurgeRuns removes from the registry what it keeps of runs that were begun longer than age ago, whether they were
-// completed or not, and returns how many. One that a process is at work in stays. It also forgets the claims of processes that have died.
+// completed or not, and returns how many. One that a process is at work in stays. It also forgets the claims of
+// processes that have died.
 func (db *TenantDB) PurgeRuns(ctx context.Context, age time.Duration) (int, error) {
 	books, err := db.runBooks()
 	if err != nil {
@@ -121,9 +123,9 @@ func (db *TenantDB) PurgeRuns(ctx context.Context, age time.Duration) (int, erro
 }
 
 // Pending tells for each target that the options select which version it is at, and whether it is current, without
-// doing or writing anything. It takes no notice of what earlier runs have done. One that Versions fails for is RunFailed, as is
-// each template database that nobody may connect to; without Versions all are RunPending. Database tenants are asked one after
-// another. It ends after an error.
+// doing or writing anything. It takes no notice of what earlier runs have done. One that Versions fails for is
+// RunFailed, as is each template database that nobody may connect to; without Versions all are RunPending. Database
+// tenants are asked one after another. It ends after an error.
 func (db *TenantDB) Pending(ctx context.Context, o ForEachOptions) iter.Seq2[RunResult, error] {
 	return func(yield func(RunResult, error) bool) {
 		o.FailedOnly = false

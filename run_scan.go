@@ -91,8 +91,8 @@ func hostOf(c *pgxpool.Config) string {
 
 // selectSQL is the condition of tenants that this call may still have to work on; the parameters are in scanArgs. A
 // failure of this call is not tried again by it, nor one that another process has had since this call began. What the
-// run has of a tenant is a value, and no join: nothing is known of a table that was filled just now, and a join of all with
-// all is what the server may take then.
+// run has of a tenant is a value, and no join: nothing is known of a table that was filled just now, and a join of
+// all with all is what the server may take then.
 const selectSQL = chosenSQL + ` and coalesce((select case
 		when r.state in ('done', 'current') then false
 		when r.state in ('failed', 'unknown', 'skipped') and r.ended >= $7 then false

@@ -57,7 +57,7 @@ func (s *session) enter() error {
 
 type connector struct{ s *session }
 
-func (c connector) Connect(context.Context) (driver.Conn, error) { return lentConn{c.s}, nil }
+func (c connector) Connect(context.Context) (driver.Conn, error) { return lentConn(c), nil }
 func (c connector) Driver() driver.Driver                        { return noDriver{} }
 
 type noDriver struct{}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgxtenant/pgxtenant"
@@ -276,19 +277,26 @@ func TestCancelled(t *testing.T) {
 	s := newSite(t)
 	s.tenants(1)
 	ctx, cancel := context.WithCancel(s.ctx)
-	begun := make(chan struct{})
 	var once sync.Once
 	waiting := goose.NewGoMigration(2, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, "create table made (id int)"); err != nil {
 			return err
 		}
 		sleep := "0"
-		once.Do(func() { sleep = "60"; close(begun) })
+		once.Do(func() { sleep = "60" })
 		_, err := tx.ExecContext(ctx, fmt.Sprintf("select pg_sleep(%s)", sleep))
 		return err
 	}}, nil)
 	m := s.migrator(files("tenant/00001_a.sql", addColumn("a")), tenantgoose.WithGoMigrations(waiting))
-	go func() { <-begun; cancel() }()
+	go func() {
+		defer cancel()
+		// When the server is at it: it takes no notice of one that comes before.
+		assert.Eventually(t, func() bool {
+			var running bool
+			err := s.db.Admin().QueryRow(ctx, "select exists (select from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep')").Scan(&running)
+			return err == nil && running
+		}, 10*time.Second, 10*time.Millisecond)
+	}()
 	_, err := m.Up(ctx, pgxtenant.ForEachOptions{Name: "x", IDs: []string{"t0"}})
 	require.ErrorIs(t, err, context.Canceled)
 	_, err = m.Up(s.ctx, pgxtenant.ForEachOptions{Name: "x", IDs: []string{"t0"}})

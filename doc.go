@@ -68,6 +68,9 @@
 // [Middleware] puts the tenant of an HTTP request into its context, and [Gate] that of anything else, after they
 // have asked a [Directory] whether there is one, and the caller whether it may act as it.
 //
+// To bring every tenant to a version, or do anything else everywhere, there is [TenantDB.ForEach]. The module cmd/pgxtenant is
+// all that operators do, as a command line.
+//
 // Work across tenants belongs to [TenantDB.Admin], a pool that is not bound. So do VACUUM, CREATE DATABASE
 // and CREATE INDEX CONCURRENTLY, which cannot run in one segment with another statement.
 //

@@ -17,7 +17,7 @@ import (
 // withDefaults returns a copy whose zero fields are filled in.
 func (o ForEachOptions) withDefaults() ForEachOptions {
 	if o.Name == "" {
-		o.Name = time.Now().UTC().Format("2006-01-02 15:04:05.000000")
+		o.Name = time.Now().UTC().Format("2006-01-02 15:04:05 ") + newRunner()[:8] // no two share one
 	}
 	if o.By == "" {
 		o.By = whoami()

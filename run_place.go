@@ -257,8 +257,14 @@ func (r *tenantRun) poolConfig(ctx context.Context, t *runTarget) (*pgxpool.Conf
 	if t.tenant.Isolation != IsolationDatabase {
 		asked = Tenant{}
 	}
+	host, port := c.ConnConfig.Host, c.ConnConfig.Port
 	if err := r.o.AdjustConn(asked, c.ConnConfig); err != nil {
 		return nil, fmt.Errorf("pgxtenant: ForEachOptions.AdjustConn: %w", err)
+	}
+	for _, f := range c.ConnConfig.Fallbacks { // without TLS to the same server, for one
+		if f.Host == host && f.Port == port {
+			f.Host, f.Port = c.ConnConfig.Host, c.ConnConfig.Port
+		}
 	}
 	return c, nil
 }

@@ -300,3 +300,32 @@ func TestForEachOldRegistry(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 1, report.Done)
 }
+
+// Behind a pooler, one who may have lost his claims stops, and goes on with others once he has the registry again.
+func TestForEachLeaseLost(t *testing.T) {
+	t.Parallel()
+	r := &tenantRun{}
+	pooled, direct := &runPlace{pooled: &binder{}}, &runPlace{}
+	const lease = 10 * time.Second
+	now := time.Now()
+	r.lease.renewed(true, now.Add(-lease/4), lease)
+	held, cancel := r.fenced(context.Background(), pooled)
+	defer cancel()
+	locked, cancel := r.fenced(context.Background(), direct)
+	defer cancel()
+	r.lease.renewed(false, now, lease)
+	require.NoError(t, held.Err())
+	r.lease.until = now.Add(lease / 3) // some time later
+	r.lease.renewed(false, now, lease)
+	require.Equal(t, errLeaseLost, context.Cause(held))
+	require.NoError(t, locked.Err())
+	late, cancel := r.fenced(context.Background(), pooled)
+	defer cancel()
+	require.Equal(t, errLeaseLost, context.Cause(late))
+	r.lease.renewed(true, now, lease)
+	again, cancel := r.fenced(context.Background(), pooled)
+	require.NoError(t, again.Err())
+	require.Len(t, r.lease.holds, 2)
+	cancel()
+	require.Len(t, r.lease.holds, 1) // the late one's
+}

@@ -3,6 +3,7 @@ package pgxtenant
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -163,9 +164,19 @@ func TestForEachBehindAPooler(t *testing.T) {
 const (
 	childURL   = "PGXTENANT_TEST_RUN_URL"
 	childAdmin = "PGXTENANT_TEST_RUN_ADMIN"
+	childSleep = "PGXTENANT_TEST_RUN_SLEEP" // the tenant whose statement takes long
 )
 
-// runChild is the process that TestForEachKilled kills.
+// startChild starts a process that is to be killed.
+func (fl *fleet) startChild(admin, sleeps string) *exec.Cmd {
+	fl.t.Helper()
+	child := exec.Command(os.Args[0], "-test.run=^TestForEachKilled$")
+	child.Env = append(os.Environ(), childURL+"="+fl.d.AppURL(), childAdmin+"="+admin, childSleep+"="+sleeps)
+	require.NoError(fl.t, child.Start())
+	return child
+}
+
+// runChild is that process.
 func runChild(t *testing.T) {
 	config, err := ParseConfig(os.Getenv(childURL))
 	require.NoError(t, err)
@@ -175,12 +186,20 @@ func runChild(t *testing.T) {
 	db, err := NewWithConfig(context.Background(), config)
 	require.NoError(t, err)
 	_, _ = db.ForEach(context.Background(), killedRun(), func(ctx context.Context, conn *pgx.Conn, tn Tenant) error {
-		if tn.ID == "t0005" {
+		if tn.ID == os.Getenv(childSleep) {
 			_, err := conn.Exec(ctx, "select 'of the dead', pg_sleep(4)")
 			return err
 		}
-		return upgrade(ctx, conn, tn)
+		return slowUpgrade(ctx, conn, tn)
 	})
+}
+
+func slowUpgrade(ctx context.Context, conn *pgx.Conn, t Tenant) error {
+	_, err := conn.Exec(ctx, "select pg_sleep(0.03)")
+	if err == nil {
+		err = upgrade(ctx, conn, t)
+	}
+	return err
 }
 
 func killedRun() ForEachOptions {
@@ -205,9 +224,7 @@ func TestForEachKilled(t *testing.T) {
 				bouncer := pgtest.PgBouncer(t, fl.d, "default_pool_size=6")
 				db, admin = fl.throughBouncer(bouncer), bouncer.OwnerURL("default_query_exec_mode=exec")
 			}
-			child := exec.Command(os.Args[0], "-test.run=^TestForEachKilled$")
-			child.Env = append(os.Environ(), childURL+"="+fl.d.AppURL(), childAdmin+"="+admin)
-			require.NoError(t, child.Start())
+			child := fl.startChild(admin, "t0005")
 			super := fl.d.Connect(fl.d.SuperURL())
 			const dead = "select count(*) from pg_stat_activity where query like '%of the dead%' and state = 'active' and pid <> pg_backend_pid() and datname = current_database()"
 			require.Eventually(t, func() bool { return count(t, super, ctx, dead) == 1 }, 20*time.Second, 5*time.Millisecond)
@@ -233,6 +250,38 @@ func TestForEachKilled(t *testing.T) {
 			fl.quiet()
 		})
 	}
+}
+
+// Processes are killed at any moment, and others are at work beside them, in both ways: each tenant is done once.
+func TestForEachKilledAgainAndAgain(t *testing.T) {
+	t.Parallel()
+	const n = 150
+	fl := newFleet(t, n)
+	bouncer := pgtest.PgBouncer(t, fl.d, "default_pool_size=6").OwnerURL("default_query_exec_mode=exec")
+	ctx := context.Background()
+	o := killedRun()
+	o.Concurrency = 2
+	var report *RunReport
+	ended := make(chan error, 1)
+	go func() {
+		var err error
+		report, err = fl.db.ForEach(ctx, o, slowUpgrade)
+		ended <- err
+	}()
+	for i := range 6 {
+		child := fl.startChild([]string{fl.d.OwnerURL(), bouncer}[i%2], "")
+		time.Sleep(time.Duration(200+rand.IntN(300)) * time.Millisecond)
+		_ = child.Process.Kill()
+		_ = child.Wait()
+	}
+	require.NoError(t, <-ended) // what is done twice fails: the column is there
+	require.Equal(t, n, fl.upgraded())
+	runs, err := fl.db.Runs(ctx, 0)
+	require.NoError(t, err)
+	first := runs[len(runs)-1]
+	require.True(t, first.Complete)
+	require.Equal(t, n, first.Counts[RunDone]+first.Counts[RunCurrent], "%v", first.Counts)
+	t.Logf("%d by those that were killed, %d of which had not said so", n-report.Done, first.Counts[RunCurrent])
 }
 
 // While the registry cannot be reached, another may take a tenant over: then the lock on its database, which its

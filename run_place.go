@@ -134,7 +134,13 @@ func (p *runPlace) enter(ctx context.Context, conn *pgx.Conn, t *runTarget) erro
 		}
 	} else {
 		sql := "select " + mark + `, pg_catalog.current_database(), pg_catalog.set_config('lock_timeout', $1, false),
-			pg_catalog.set_config('statement_timeout', $2, false), pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended($3, 0))`
+			pg_catalog.set_config('statement_timeout', $2, false), `
+		if t.kind == targetSchema {
+			// Those who copy it share the lock; without a place in the queue one might never find it free.
+			sql += "(select true from pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended($3, 0)))"
+		} else {
+			sql += "pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended($3, 0))"
+		}
 		args := []any{pgx.QueryExecModeExec, milliseconds(o.LockTimeout), milliseconds(o.StatementTimeout), t.fence()}
 		into := []any{&marked, &database, new(string), new(string), &locked}
 		schemas := p.run.db.config.SharedSchemas
@@ -172,7 +178,7 @@ func (p *runPlace) explain(err error, t *runTarget) error {
 		return fmt.Errorf("pgxtenant: the template, schema %q, is missing: %w", t.tenant.Schema, err)
 	case pgErr.Code == "3F000":
 		return fmt.Errorf("pgxtenant: schema %q is missing; Provision makes it, or Deprovision removes the tenant: %w", t.tenant.Schema, err)
-	case pgErr.Code == "55P03" && p.pooled != nil:
+	case pgErr.Code == "55P03" && (p.pooled != nil || t.kind == targetSchema):
 		return errTargetBusy
 	}
 	return err

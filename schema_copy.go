@@ -11,8 +11,13 @@ import (
 )
 
 // template reads the template, whose tables cannot be changed from then on to the end of the transaction, and
-// can be read and written all the while.
+// can be read and written all the while. No run of ForEach is at work on it meanwhile: what that adds, and the
+// mark of it in a table of reference, would be in the copy one without the other.
 func (m *SchemaManager) template(ctx context.Context, tx pgx.Tx) (*description, error) {
+	fence := fenceOf(&Tenant{Isolation: IsolationSchema, Schema: m.o.Template})
+	if _, err := tx.Exec(ctx, "select pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended($1, 0))", fence); err != nil {
+		return nil, err
+	}
 	var exists bool
 	var foreign *string
 	var tables []string

@@ -124,7 +124,7 @@ func readFolder(fsys fs.FS, name string, inGo []*goose.Migration) (*folder, erro
 func (f *folder) providerOptions(more ...goose.ProviderOption) []goose.ProviderOption {
 	inGo := make([]*goose.Migration, len(f.inGo))
 	for i, m := range f.inGo {
-		own := *m // goose writes to them
+		own := *m // goose notes the file in it
 		inGo[i] = &own
 	}
 	return append(more, goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()), goose.WithGoMigrations(inGo...))

@@ -151,13 +151,16 @@ func TestTenantsAtDifferentVersions(t *testing.T) {
 func TestDownLeavesSharedAlone(t *testing.T) {
 	s := newSite(t)
 	s.tenants(1)
-	m := s.migrator(files("shared/00005_country.sql", updown("create table country (code text)", "drop table country"), "tenant/00001_a.sql", addColumn("a")))
-	_, err := m.Up(s.ctx, pgxtenant.ForEachOptions{})
-	require.NoError(t, err)
-	_, err = m.DownTo(s.ctx, 0, pgxtenant.ForEachOptions{})
-	require.NoError(t, err)
-	require.Empty(t, s.columns("note"))
-	require.NotEmpty(t, s.columns("country"))
+	m := s.migrator(files("shared/00005_country.sql", updown("create table country (code text)", "drop table country"),
+		"tenant/00001_item.sql", updown("create table item ()", "drop table item"), "tenant/00002_name.sql", updown("alter table item add name text", "alter table item drop name")))
+	for _, isolations := range [][]pgxtenant.Isolation{nil, {pgxtenant.IsolationRow, pgxtenant.IsolationSchema}} {
+		_, err := m.Up(s.ctx, pgxtenant.ForEachOptions{})
+		require.NoError(t, err)
+		_, err = m.DownTo(s.ctx, 0, pgxtenant.ForEachOptions{Isolations: isolations})
+		require.NoError(t, err)
+		require.Empty(t, s.columns("item"))
+		require.NotEmpty(t, s.columns("country"))
+	}
 	report, err := m.Down(s.ctx, pgxtenant.ForEachOptions{Isolations: rowOnly})
 	require.NoError(t, err)
 	require.Equal(t, 1, report.Done)
@@ -242,7 +245,17 @@ func TestGoMigrations(t *testing.T) {
 		return err
 	}})
 	alone := goose.NewGoMigration(3, &goose.GoFunc{RunDB: func(ctx context.Context, db *sql.DB) error {
-		_, err := db.ExecContext(ctx, "create index concurrently note_a on note (a)")
+		tx, err := db.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		if _, err := db.BeginTx(ctx, nil); err == nil {
+			wrong.Store("two transactions on one connection")
+		}
+		if err := tx.Rollback(); err != nil {
+			return err
+		}
+		_, err = db.ExecContext(ctx, "create index concurrently note_a on note (a)")
 		return err
 	}}, nil)
 	m := s.migrator(files("tenant/00001_a.sql", addColumn("a")), tenantgoose.WithGoMigrations(inTx, alone))

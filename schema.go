@@ -2,7 +2,6 @@ package pgxtenant
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -78,7 +77,8 @@ var schemaSteps = []string{`
 		fingerprint bytea not null,                      -- of the template, when it was copied
 		changed     timestamptz not null default now()
 	);
-	create unique index schema_tenant on pgxtenant.schema (tenant) where state = 'live'`,
+	create unique index schema_tenant on pgxtenant.schema (tenant) where state = 'live'`, `
+	alter table pgxtenant.schema add stamp text not null default ''`, // of stock: the template's, when it was copied; empty for one that says its name
 }
 
 // TenantSchema is a tenant's schema, as SchemaManager.List finds it.
@@ -112,22 +112,12 @@ func (m *SchemaManager) provision(ctx context.Context, tenantID, schema string) 
 		if other, err := m.live(ctx, tx, tenantID); err != nil || other != "" && other != schema {
 			return orDefault(err, fmt.Errorf("pgxtenant: the tenant has a schema already, %q; retire or drop it first", other))
 		}
-		template, err := m.template(ctx, tx)
+		fingerprint, err := m.fromStamped(ctx, tx, schema)
+		if err == nil && fingerprint == nil {
+			fingerprint, err = m.make(ctx, tx, schema)
+		}
 		if err != nil {
 			return err
-		}
-		fingerprint, err := m.fingerprint(ctx, tx, template)
-		if err != nil {
-			return err
-		}
-		stocked, err := m.fromStock(ctx, tx, template, fingerprint, schema)
-		if err != nil {
-			return err
-		}
-		if !stocked {
-			if err := m.copy(ctx, tx, template, schema); err != nil {
-				return err
-			}
 		}
 		// A row without a schema is one that somebody dropped by other means.
 		_, err = tx.Exec(ctx, `insert into pgxtenant.schema (name, state, tenant, template, fingerprint) values ($1, 'live', $2, $3, $4)
@@ -135,6 +125,23 @@ func (m *SchemaManager) provision(ctx context.Context, tenantID, schema string) 
 				fingerprint = excluded.fingerprint, changed = clock_timestamp()`, schema, tenantID, m.o.Template, fingerprint)
 		return err
 	})
+}
+
+// make makes a schema of the template as it is, and returns the template's fingerprint.
+func (m *SchemaManager) make(ctx context.Context, tx pgx.Tx, schema string) ([]byte, error) {
+	template, err := m.template(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	fingerprint, err := m.fingerprint(ctx, tx, template)
+	if err != nil {
+		return nil, err
+	}
+	stocked, err := m.fromStock(ctx, tx, template, fingerprint, schema)
+	if err == nil && !stocked {
+		err = m.copy(ctx, tx, template, schema)
+	}
+	return fingerprint, err
 }
 
 // Exists reports whether the tenant's schema is there, and the tenant's; one that is not is ErrWrongTenant. A
@@ -328,6 +335,10 @@ func (m *SchemaManager) Stock(ctx context.Context, n int) (made int, err error) 
 	for {
 		more := false
 		err := m.locked(ctx, "stock schema", "stock", m.o.Template, func(tx pgx.Tx, _ string) error {
+			stamp, err := m.stamp(ctx, tx) // first, so that a change meanwhile makes another of it
+			if err != nil {
+				return err
+			}
 			template, err := m.template(ctx, tx)
 			if err != nil {
 				return err
@@ -335,6 +346,9 @@ func (m *SchemaManager) Stock(ctx context.Context, n int) (made int, err error) 
 			fingerprint, err := m.fingerprint(ctx, tx, template)
 			if err != nil {
 				return err
+			}
+			if len(template.naming(m.o.Template)) > 0 {
+				stamp = ""
 			}
 			var stale []string
 			var fresh int
@@ -351,6 +365,10 @@ func (m *SchemaManager) Stock(ctx context.Context, n int) (made int, err error) 
 				_, err = tx.Exec(ctx, "delete from pgxtenant.schema where name = $1", stale[0])
 				return err
 			}
+			// What was changed and changed back is the same template with another stamp.
+			if _, err := tx.Exec(ctx, "update pgxtenant.schema set stamp = $2 where state = 'stock' and template = $1 and stamp <> $2", m.o.Template, stamp); err != nil {
+				return err
+			}
 			if fresh >= n {
 				return nil
 			}
@@ -363,7 +381,7 @@ func (m *SchemaManager) Stock(ctx context.Context, n int) (made int, err error) 
 				return err
 			}
 			made++
-			_, err = tx.Exec(ctx, "insert into pgxtenant.schema (name, state, template, fingerprint) values ($1, 'stock', $2, $3)", name, m.o.Template, fingerprint)
+			_, err = tx.Exec(ctx, "insert into pgxtenant.schema (name, state, template, fingerprint, stamp) values ($1, 'stock', $2, $3, $4)", name, m.o.Template, fingerprint, stamp)
 			return err
 		})
 		if err != nil || !more {
@@ -486,19 +504,4 @@ func (m *SchemaManager) explain(err error) error {
 		return fmt.Errorf("%w: grant create on database %s to %s", adminError(err), ident(config.Database), ident(config.User))
 	}
 	return adminError(err)
-}
-
-// fingerprint tells whether the template has changed, or the rows that are copied with it.
-func (m *SchemaManager) fingerprint(ctx context.Context, tx pgx.Tx, template *description) ([]byte, error) {
-	parts := template.lines()
-	for _, table := range m.o.Reference {
-		var rows string
-		err := tx.QueryRow(ctx, "select coalesce(pg_catalog.md5(pg_catalog.string_agg((r.*)::text, '\n' order by (r.*)::text)), '') from "+ident(m.o.Template, table)+" r").Scan(&rows)
-		if err != nil {
-			return nil, fmt.Errorf("read the rows of reference table %q: %w", table, err)
-		}
-		parts = append(parts, rows)
-	}
-	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
-	return sum[:], nil
 }

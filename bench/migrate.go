@@ -189,10 +189,20 @@ create index t%[1]d_note on t%[1]d (note)`, table), fmt.Sprintf("drop table t%d"
 }
 
 // ByCopy makes a new tenant's schema as Provision does: a copy of the template, at its version.
-func (o *Onboard) ByCopy(ctx context.Context, i int) (time.Duration, error) {
+func (o *Onboard) ByCopy(ctx context.Context, name string) (time.Duration, error) {
 	start := time.Now()
-	err := o.db.Provision(ctx, pgxtenant.Tenant{ID: fmt.Sprintf("copied%d", i), Isolation: pgxtenant.IsolationSchema})
+	err := o.db.Provision(ctx, pgxtenant.Tenant{ID: name, Isolation: pgxtenant.IsolationSchema})
 	return time.Since(start), err
+}
+
+// Stock makes so many copies ahead.
+func (o *Onboard) Stock(ctx context.Context, n int) error {
+	schemas, err := o.db.Schemas()
+	if err != nil {
+		return err
+	}
+	_, err = schemas.Stock(ctx, n)
+	return err
 }
 
 // ByGoose makes a new tenant's schema by all migrations.

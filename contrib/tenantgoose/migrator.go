@@ -194,7 +194,7 @@ func (m *Migrator) downTo(ctx context.Context, f *folder, version int64, o pgxte
 	report, err := m.db.ForEach(ctx, o, func(ctx context.Context, conn *pgx.Conn, _ pgxtenant.Tenant) error {
 		return m.down(ctx, conn, f, version)
 	})
-	if err == nil && everywhere(&o, f) {
+	if err == nil && report.Complete && everywhere(&o, f) {
 		// What is applied nowhere may be edited.
 		err = m.sums.forget(ctx, f, version)
 	}
@@ -229,20 +229,21 @@ func (m *Migrator) Redo(ctx context.Context, o pgxtenant.ForEachOptions) (*pgxte
 	})
 }
 
+var rowOnly = []pgxtenant.Isolation{pgxtenant.IsolationRow}
+
 // prepare checks options, and leaves out what there are no migrations for.
 func (m *Migrator) prepare(o *pgxtenant.ForEachOptions) error {
 	if o.Versions != nil || o.Target != "" {
 		return errors.New("tenantgoose: ForEachOptions.Versions and Target are the Migrator's own; leave them unset")
 	}
 	o.SkipShared = o.SkipShared || m.shared == nil
-	row := []pgxtenant.Isolation{pgxtenant.IsolationRow}
 	switch {
-	case m.shared == nil && slices.Equal(o.Isolations, row):
+	case m.shared == nil && slices.Equal(o.Isolations, rowOnly):
 		return noFolder(sharedFolder)
 	case m.tenant != nil:
 	case o.Isolations == nil:
-		o.Isolations = row
-	case !slices.Equal(o.Isolations, row):
+		o.Isolations = rowOnly
+	case !slices.Equal(o.Isolations, rowOnly):
 		return noFolder(tenantFolder)
 	}
 	return nil
@@ -257,13 +258,8 @@ func (m *Migrator) prepareDown(o *pgxtenant.ForEachOptions) (*folder, error) {
 	if err := m.prepare(o); err != nil {
 		return nil, err
 	}
-	if slices.Equal(o.Isolations, []pgxtenant.Isolation{pgxtenant.IsolationRow}) {
-		if m.tenant != nil || m.shared != nil && o.Isolations != nil {
-			return m.shared, nil
-		}
-	}
-	if m.tenant == nil {
-		return nil, noFolder(tenantFolder)
+	if slices.Equal(o.Isolations, rowOnly) {
+		return m.shared, nil
 	}
 	o.SkipShared = true
 	if o.Isolations == nil {
@@ -329,7 +325,7 @@ func (m *Migrator) provide(conn *pgx.Conn, f *folder, call func(*goose.Provider)
 func (m *Migrator) up(ctx context.Context, conn *pgx.Conn, f *folder, version int64) error {
 	return m.provide(conn, f, func(p *goose.Provider) error {
 		_, err := p.UpTo(ctx, version)
-		if err != nil && strings.Contains(err.Error(), "out-of-order") {
+		if err != nil && strings.Contains(err.Error(), "out-of-order") { // goose has no error value for it
 			return fmt.Errorf("tenantgoose: %w; WithOutOfOrder applies it", err)
 		}
 		return f.explain(err, false)

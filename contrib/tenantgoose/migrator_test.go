@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/pressly/goose/v3"
 	"github.com/stretchr/testify/require"
@@ -64,6 +65,38 @@ func TestUpReachesEveryKindOfTenant(t *testing.T) {
 	}
 	_, err = m.Version(s.ctx, "nobody")
 	require.ErrorIs(t, err, pgxtenant.ErrTenantNotFound)
+}
+
+// A template database is migrated before the databases that are copied from it, and closed again.
+func TestTemplateDatabase(t *testing.T) {
+	s := newSite(t)
+	s.d.SuperExec(fmt.Sprintf(`alter role "%[1]s" createdb; grant pg_signal_backend to "%[1]s"; grant set on parameter app.current_tenant_id to "%[1]s"`, s.d.Owner))
+	t.Cleanup(func() {
+		s.d.SuperExec(fmt.Sprintf(`revoke set on parameter app.current_tenant_id from "%s"`, s.d.Owner))
+	})
+	template := s.d.Database()
+	template.Exec("create table note (id int)")
+	s.d.Exec(`alter database "` + template.Name + `" allow_connections false`)
+	s.db = s.open(func(c *pgxtenant.Config) {
+		c.Registry.TTL = time.Millisecond // Deprovision waits for it
+		c.Servers = map[string]pgxtenant.DatabaseServer{"here": {Admin: c.Admin.Copy(), ConnString: s.d.AppURL(),
+			DatabaseOptions: pgxtenant.DatabaseOptions{Template: template.Name, Grace: -1}}}
+	})
+	m := s.migrator(files("tenant/00001_a.sql", addColumn("a")))
+	_, err := m.Up(s.ctx, pgxtenant.ForEachOptions{})
+	require.NoError(t, err)
+	id := s.d.Name // no other test's
+	t.Cleanup(func() { _ = s.db.Deprovision(s.ctx, id) })
+	require.NoError(t, s.db.Provision(s.ctx, pgxtenant.Tenant{ID: id, Isolation: pgxtenant.IsolationDatabase}))
+	version, err := m.Version(s.ctx, id)
+	require.NoError(t, err)
+	require.Equal(t, int64(1), version)
+	plan, err := m.Plan(s.ctx, pgxtenant.ForEachOptions{})
+	require.NoError(t, err)
+	require.Equal(t, &tenantgoose.Plan{Target: 1, Current: 2}, plan, "the template schema and the tenant")
+	report, err := m.Up(s.ctx, pgxtenant.ForEachOptions{})
+	require.NoError(t, err)
+	require.Equal(t, 3, report.Current)
 }
 
 // What is provisioned after Up is a copy of the template at its version, ledger included; nothing is left to do for it.

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/pressly/goose/v3"
+
 	"github.com/pgxtenant/pgxtenant"
 )
 
@@ -24,7 +26,8 @@ type Status struct {
 }
 
 // Status tells for all that the options select, the shared schemas and templates first, what was applied and what was not. It changes nothing,
-// and pays no attention to earlier runs. It ends after an error; that of a single place is in its Status.
+// and pays no attention to earlier runs. Template databases, to which nobody may connect, are not looked into: their Err says so. It ends after
+// an error; that of a single place is in its Status.
 func (m *Migrator) Status(ctx context.Context, o pgxtenant.ForEachOptions) iter.Seq2[Status, error] {
 	return func(yield func(Status, error) bool) {
 		if err := m.prepare(&o); err != nil {
@@ -90,13 +93,17 @@ type PlanStep struct {
 	Places    int
 }
 
-// Plan tells what Up would do under the same options. It changes nothing. Places in Failed with an Err are in neither count.
+// Plan tells what Up would do under the same options. It changes nothing. Places in Failed with an Err are in neither count, and template
+// databases, which are not looked into, are in nothing of it.
 func (m *Migrator) Plan(ctx context.Context, o pgxtenant.ForEachOptions) (*Plan, error) {
 	p := &Plan{Target: max(m.shared.newest(), m.tenant.newest())}
 	steps := make(map[Migration]int)
 	for s, err := range m.Status(ctx, o) {
 		if err != nil {
 			return nil, err
+		}
+		if s.Tenant == "" && s.Isolation == pgxtenant.IsolationDatabase {
+			continue
 		}
 		switch {
 		case s.Err != nil:
@@ -133,5 +140,5 @@ func (m *Migrator) Version(ctx context.Context, tenantID string) (int64, error) 
 		}
 		return s.Version, err
 	}
-	return 0, fmt.Errorf("tenantgoose: tenant %q: %w for it", tenantID, noFolder(sharedFolder))
+	return 0, fmt.Errorf("tenantgoose: tenant %q: %w: its folder has none", tenantID, goose.ErrNoMigrations)
 }

@@ -25,10 +25,13 @@ type sums struct {
 	accept []int64
 
 	mu   sync.Mutex
-	kept map[string]bool // folder and version, of those that this process need not write
+	kept map[sumKey]bool // those that this process need not write
 }
 
-func sumKey(f *folder, version int64) string { return fmt.Sprint(f.name, version) }
+type sumKey struct {
+	folder  string
+	version int64
+}
 
 const createSums = `do $$ begin
 	if to_regclass('pgxtenant.goose_sum') is null then
@@ -91,7 +94,7 @@ func (s *sums) record(ctx context.Context, f *folder, applied []int64) error {
 	var versions []int64
 	var list []string
 	for _, v := range applied {
-		if mi := f.find(v); mi != nil && mi.sum != "" && !s.kept[sumKey(f, v)] {
+		if mi := f.find(v); mi != nil && mi.sum != "" && !s.kept[sumKey{f.name, v}] {
 			versions, list = append(versions, v), append(list, mi.sum)
 		}
 	}
@@ -110,10 +113,10 @@ func (s *sums) record(ctx context.Context, f *folder, applied []int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.kept == nil {
-		s.kept = make(map[string]bool)
+		s.kept = make(map[sumKey]bool)
 	}
 	for _, v := range versions {
-		s.kept[sumKey(f, v)] = true
+		s.kept[sumKey{f.name, v}] = true
 	}
 	return nil
 }

@@ -448,9 +448,13 @@ func (s *isolatedPools) places(id string) map[string]string {
 func (s *isolatedPools) reset() {
 	s.mu.Lock()
 	pools := slices.Collect(maps.Values(s.open))
+	for _, p := range pools {
+		p.refs.Add(1) // one that is retired meanwhile must not end
+	}
 	s.mu.Unlock()
 	for _, p := range pools {
 		p.pool.Reset()
+		p.unref()
 	}
 }
 

@@ -20,6 +20,9 @@ const (
 )
 
 const (
+	// MaxRunConcurrency is the most that ForEachOptions.Concurrency may be: above it nothing but a mistake is meant.
+	MaxRunConcurrency = 10_000
+
 	// StopRateSamples is how many results there must be before ForEachOptions.StopRate is looked at.
 	StopRateSamples = 20
 
@@ -142,7 +145,8 @@ type ForEachOptions struct {
 	Stop <-chan struct{}
 
 	// Concurrency is how many tenants are worked on at once. Each takes one connection, which counts towards
-	// Config.MaxConns. Zero means DefaultRunConcurrency (4). ForEach rejects a negative value.
+	// Config.MaxConns. Zero means DefaultRunConcurrency (4). ForEach rejects a negative value and one above
+	// MaxRunConcurrency (10,000).
 	Concurrency int
 
 	// PerServer is the same for each server, by host and port. Zero means no limit but Concurrency. ForEach rejects a

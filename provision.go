@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // A ProvisionOption adjusts one call of Provision.
@@ -143,7 +146,8 @@ func Retire() DeprovisionOption { return func(d *deprovisioning) { d.retire = tr
 //
 // Between the two it waits until RegistryConfig.TTL, and StaleOnError, have passed since the change of status, for a
 // process that has missed the news serves the tenant from its cache for as long. What such a process or
-// an open transaction writes even later is not seen.
+// an open transaction writes even later is not seen. If a run of ForEach is at work on the tenant it waits for that too, up
+// to half a minute, and then fails, to be called again: the function of a run cannot remove the tenant that it is called for.
 //
 // A call that fails or dies at any step is completed by the same call, from any process. A tenant that is
 // not in the registry is ErrTenantNotFound: nothing is left of it.
@@ -191,10 +195,13 @@ func (db *TenantDB) deprovision(ctx context.Context, on adminRunner, id string, 
 		}
 	}
 	if p := planOf(on); p != nil {
-		p.note("here " + (db.registry.config.TTL + db.registry.config.StaleOnError).String() + " pass, until no process serves the tenant from memory")
+		p.note("here " + (db.registry.config.TTL + db.registry.config.StaleOnError).String() + " pass, until no process serves the tenant from memory, and it is waited for a run of ForEach that is at work on it")
 	} else {
 		db.Evict(id)
 		if err := db.staleAnswersGone(ctx, record.Changed); err != nil {
+			return err
+		}
+		if err := db.runsGone(ctx, id); err != nil {
 			return err
 		}
 	}
@@ -222,6 +229,32 @@ func (db *TenantDB) staleAnswersGone(ctx context.Context, changed time.Time) err
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+}
+
+// runPatience is how long Deprovision waits for a run: longer than DefaultRunLease, for that of a process that has died,
+// and not without end, for it may be called by the very function that it would wait for.
+const runPatience = 30 * time.Second
+
+// runsGone waits until no run of ForEach is at work on a tenant that is being deleted, which no other begins with. With
+// its schema gone, the next transaction of the run's function would find what it names, or make it, in the shared schemas.
+func (db *TenantDB) runsGone(ctx context.Context, id string) error {
+	for begun := time.Now(); ; {
+		var run string
+		err := db.registry.write.QueryRow(ctx, `select coalesce((select name from pgxtenant.run where id = c.run), '') from pgxtenant.run_claim c
+			where kind = 'tenant' and target = $1 and expires > clock_timestamp()`, id).Scan(&run)
+		var pgErr *pgconn.PgError
+		switch {
+		case errors.Is(err, pgx.ErrNoRows), errors.As(err, &pgErr) && pgErr.Code == "42P01": // of a registry that knows no runs yet
+			return nil
+		case err != nil:
+			return err
+		case time.Since(begun) > runPatience:
+			return fmt.Errorf("pgxtenant: run %q has been at work on it for %v; call Deprovision again when that has ended", run, runPatience)
+		}
+		if err := sleep(ctx, busyPause); err != nil {
+			return err
+		}
 	}
 }
 

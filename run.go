@@ -194,7 +194,7 @@ func (r *tenantRun) stages() error {
 	}
 	if r.o.hasCanaries() {
 		before := r.progress.bad()
-		if err := r.stage("canaries", r.tenantsFeed(r.o.isCanary)); err != nil {
+		if err := r.stage("canaries", r.tenantsFeed(r.o.isCanary, true)); err != nil {
 			return err
 		}
 		if n := r.progress.bad() - before; n > 0 && !r.o.PassCanaries {
@@ -208,7 +208,7 @@ func (r *tenantRun) stages() error {
 	}
 	for i, percent := range waves {
 		in := func(t Tenant) bool { return StablePercent(t.ID) < percent }
-		if err := r.stage(fmt.Sprintf("wave %d", i+1), r.tenantsFeed(in)); err != nil || r.stopped != nil {
+		if err := r.stage(fmt.Sprintf("wave %d", i+1), r.tenantsFeed(in, false)); err != nil || r.stopped != nil {
 			return err
 		}
 	}
@@ -219,7 +219,7 @@ func (r *tenantRun) stages() error {
 		if r.scanned, err = r.clock(r.ctx); err != nil {
 			return err
 		}
-		if err := r.stage("late", r.tenantsFeed(nil)); err != nil || r.stopped != nil {
+		if err := r.stage("late", r.tenantsFeed(nil, false)); err != nil || r.stopped != nil {
 			return err
 		}
 	}

@@ -96,6 +96,9 @@ func (o ForEachOptions) validate() error {
 			fail("%s is %d; want 0 or more", n.name, n.value)
 		}
 	}
+	if o.Concurrency > MaxRunConcurrency {
+		fail("Concurrency is %d; want %d at most", o.Concurrency, MaxRunConcurrency)
+	}
 	if o.Timeout < 0 {
 		fail("Timeout is %v; want 0 or more", o.Timeout)
 	}

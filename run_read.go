@@ -157,7 +157,7 @@ func (r *tenantRun) eachPending(yield func(RunResult) bool) error {
 		targets = append([]*runTarget{shared}, targets...)
 	}
 	for after := ""; ; {
-		page, err := r.page(r.ctx, after)
+		page, err := r.page(r.ctx, after, false)
 		if err != nil {
 			return err
 		}

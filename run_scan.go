@@ -114,11 +114,16 @@ func (r *tenantRun) scanArgs(after string, limit int) []any {
 	return []any{after, limit, isolations, r.o.Plans, r.o.IDs, r.id, r.began, r.o.FailedOnly}
 }
 
-// page reads the next tenants of the registry that this call may have to work on, in the order of their IDs. Memory
-// does not grow with the number of tenants, and no transaction spans two pages.
-func (r *tenantRun) page(ctx context.Context, after string) (page []pageRow, err error) {
+// page reads the next tenants of the registry that this call may have to work on, in the order of their IDs; with again,
+// those too that have failed since it began. Memory does not grow with the number of tenants, and no transaction spans
+// two pages.
+func (r *tenantRun) page(ctx context.Context, after string, again bool) (page []pageRow, err error) {
+	args := r.scanArgs(after, maxPage)
+	if again {
+		args[6] = nil
+	}
 	err = r.book(ctx, func(ctx context.Context) error {
-		rows, err := r.books.Query(ctx, recordSQL+selectSQL+" order by t.id limit $2", r.scanArgs(after, maxPage)...)
+		rows, err := r.books.Query(ctx, recordSQL+selectSQL+" order by t.id limit $2", args...)
 		if err != nil {
 			return err
 		}
@@ -148,12 +153,13 @@ func (r *tenantRun) expected(ctx context.Context) (n int, err error) {
 // A feed returns the next targets of a stage, and none when there are no more.
 type feed func(ctx context.Context) ([]*runTarget, error)
 
-// tenantsFeed reads the registry from its beginning, for those tenants that are selected and in.
-func (r *tenantRun) tenantsFeed(in func(Tenant) bool) feed {
+// tenantsFeed reads the registry from its beginning, for those tenants that are selected and in. With again it has those
+// too that have failed since this call began: a canary that another process has had fail must not be passed over.
+func (r *tenantRun) tenantsFeed(in func(Tenant) bool, again bool) feed {
 	after, end := "", false
 	return func(ctx context.Context) ([]*runTarget, error) {
 		for !end {
-			page, err := r.page(ctx, after)
+			page, err := r.page(ctx, after, again)
 			if err != nil {
 				return nil, err
 			}

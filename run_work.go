@@ -237,6 +237,9 @@ func (r *tenantRun) call(ctx context.Context, conn *pgx.Conn, t *runTarget) (Run
 		err = fmt.Errorf("%w: %w", cause, err)
 	}
 	switch {
+	case conn.PgConn().IsBusy():
+		// The connection is closed with the rest of the answer unread, which may be an error.
+		return RunUnknown, errors.Join(err, errors.New("pgxtenant: the function returned before it had read, or closed, the rows of a query; whether the query has succeeded is not known"))
 	case err != nil && conn.IsClosed() && !pgconn.SafeToRetry(err):
 		// The server may have done it all, and the answer been lost.
 		return RunUnknown, err

@@ -350,9 +350,10 @@ func TestSchemasBadInput(t *testing.T) {
 	require.ErrorContains(t, m.provision(ctx, "a", "pg_x"), "server's own")
 
 	d.Exec("create schema nothing")
-	require.ErrorContains(t, schemas(t, d, SchemaOptions{Template: "nothing"}).Provision(ctx, "x"), "is empty")
+	require.ErrorContains(t, schemas(t, d, SchemaOptions{Template: "nothing"}).Provision(ctx, "x"), "is empty; run the migrations")
 	require.ErrorContains(t, schemas(t, d, SchemaOptions{Template: "missing"}).Provision(ctx, "x"), `no schema "missing"`)
-	require.ErrorContains(t, schemas(t, d, SchemaOptions{Template: "tpl", Reference: []string{"nope"}}).Provision(ctx, "x"), `reference table "nope"`)
+	err = schemas(t, d, SchemaOptions{Template: "tpl", Reference: []string{"nope"}}).Provision(ctx, "x")
+	require.ErrorContains(t, err, `the template, schema "tpl", has no table "nope" yet, which Config.TemplateReference names; run the migrations, or create it there`)
 	// Rows that a policy hides from the owner would be missing in silence.
 	d.Exec("create table tpl.hidden (id int)", "insert into tpl.hidden values (1)", "alter table tpl.hidden enable row level security, force row level security")
 	err = schemas(t, d, SchemaOptions{Template: "tpl", Reference: []string{"hidden"}}).Provision(ctx, "x")

@@ -56,7 +56,8 @@ type Config struct {
 	// Empty means there is none, and schemas are made by other means.
 	Template string
 
-	// TemplateReference are the tables of Template, by their bare names, whose rows each copy gets too.
+	// TemplateReference are the tables of Template, by their bare names, whose rows each copy gets too. While one is
+	// missing no copy is made: the table that a migration tool keeps its versions in is there after the first migration.
 	TemplateReference []string
 
 	// Servers are the servers that databases of database tenants are made on, by names of your own

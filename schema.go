@@ -46,8 +46,8 @@ func NewSchemaManager(admin *pgxpool.Pool, o SchemaOptions) (*SchemaManager, err
 	return &SchemaManager{admin: admin, o: o}, nil
 }
 
-// Schemas returns the manager of schemas that are copies of Config.Template, without rows of reference. It
-// ends with the TenantDB.
+// Schemas returns the manager of schemas that are copies of Config.Template, with the rows of
+// Config.TemplateReference. It ends with the TenantDB.
 func (db *TenantDB) Schemas() (*SchemaManager, error) {
 	admin, err := db.adminPool()
 	if err != nil {

@@ -38,7 +38,7 @@ func (m *SchemaManager) template(ctx context.Context, tx pgx.Tx) (*description, 
 	case err != nil:
 		return nil, err
 	case !exists:
-		return nil, fmt.Errorf("pgxtenant: there is no schema %q to be the template", m.o.Template)
+		return nil, fmt.Errorf("pgxtenant: there is no schema %q to be the template; create it, with the tables that each tenant is to have", m.o.Template)
 	case foreign != nil:
 		return nil, fmt.Errorf("pgxtenant: in the template, %s; all of it must belong to the role of Config.Admin", *foreign)
 	}
@@ -52,7 +52,7 @@ func (m *SchemaManager) template(ctx context.Context, tx pgx.Tx) (*description, 
 		return nil, err
 	}
 	if len(d.made) == 0 {
-		return nil, fmt.Errorf("pgxtenant: the template, schema %q, is empty", m.o.Template)
+		return nil, fmt.Errorf("pgxtenant: the template, schema %q, is empty; run the migrations, or create the tables in it that each tenant is to have", m.o.Template)
 	}
 	return &d, nil
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // fingerprint tells whether the template has changed, or the rows that are copied with it.
@@ -21,7 +22,12 @@ func (m *SchemaManager) referenceSums(ctx context.Context, tx pgx.Tx) (sums []st
 	for _, table := range m.o.Reference {
 		var sum string
 		err := tx.QueryRow(ctx, "select coalesce(pg_catalog.md5(pg_catalog.string_agg((r.*)::text, '\n' order by (r.*)::text)), '') from "+ident(m.o.Template, table)+" r").Scan(&sum)
-		if err != nil {
+		var pgErr *pgconn.PgError
+		switch {
+		case errors.As(err, &pgErr) && pgErr.Code == "42P01":
+			return nil, fmt.Errorf("pgxtenant: the template, schema %q, has no table %q yet, which Config.TemplateReference names; "+
+				"run the migrations, or create it there, before tenants are made: %w", m.o.Template, table, err)
+		case err != nil:
 			return nil, fmt.Errorf("read the rows of reference table %q: %w", table, err)
 		}
 		sums = append(sums, sum)

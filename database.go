@@ -560,23 +560,27 @@ func (m *DatabaseManager) explain(err error) error {
 		return err
 	}
 	role := ident(m.admin.Config().ConnConfig.User)
+	// Not adminError: the role is that of the server's Admin, which need not be Config.Admin's.
+	lacks := fmt.Errorf("role %s lacks a right: %w", role, err)
 	switch {
 	case pgErr.Code == "42501" && strings.Contains(pgErr.Message, "set parameter"):
-		return fmt.Errorf("%w: as a superuser, grant set on parameter %s to %s", adminError(err), m.o.Setting, role)
+		return fmt.Errorf("%w: as a superuser, grant set on parameter %s to %s", lacks, m.o.Setting, role)
 	case pgErr.Code == "42501" && strings.Contains(pgErr.Message, "create database"):
-		return fmt.Errorf("%w: as a superuser, alter role %s createdb", adminError(err), role)
+		return fmt.Errorf("%w: as a superuser, alter role %s createdb", lacks, role)
 	case pgErr.Code == "42501" && strings.Contains(pgErr.Message, "terminat") && strings.Contains(strings.ToLower(pgErr.Message+pgErr.Detail), "superuser"):
 		return fmt.Errorf("a superuser is connected, and stays; disconnect it, or do this as a superuser: %w", err)
 	case pgErr.Code == "42501" && strings.Contains(pgErr.Message, "terminat"):
-		return fmt.Errorf("%w: as a superuser, grant pg_signal_backend to %s", adminError(err), role)
+		return fmt.Errorf("%w: as a superuser, grant pg_signal_backend to %s", lacks, role)
 	case pgErr.Code == "55006" && m.o.Template != "" && strings.Contains(pgErr.Message, strconv.Quote(m.o.Template)):
 		return fmt.Errorf("somebody is connected to the template; keep them out by alter database %s allow_connections false: %w", ident(m.o.Template), err)
+	case pgErr.Code == "42501":
+		return lacks
 	case pgErr.Code == "55006" && pgErr.Detail != "":
 		return fmt.Errorf("%w: %s", err, pgErr.Detail)
 	case pgErr.Code == "3D000" && m.o.Template != "" && strings.Contains(pgErr.Message, strconv.Quote(m.o.Template)):
-		return fmt.Errorf("DatabaseOptions.Template %q is not there: %w", m.o.Template, err)
+		return fmt.Errorf("DatabaseOptions.Template %q is not there; create that database on the server, with what each tenant is to have: %w", m.o.Template, err)
 	}
-	return adminError(err)
+	return err
 }
 
 const (

@@ -1,8 +1,10 @@
 package pgxtenant
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"time"
 
@@ -124,7 +126,8 @@ func (db *TenantDB) PurgeRuns(ctx context.Context, age time.Duration) (int, erro
 
 // Pending tells for each target that the options select which version it is at, and whether it is current, without
 // doing or writing anything. It takes no notice of what earlier runs have done. One that Versions fails for is
-// RunFailed, as is each template database that nobody may connect to; without Versions all are RunPending. Database
+// RunFailed; without Versions all others are RunPending. RunSkipped are those that are not looked at, with an Err that
+// says why: tenants that are being provisioned or deleted, and template databases that nobody may connect to. Database
 // tenants are asked one after another. It ends after an error.
 func (db *TenantDB) Pending(ctx context.Context, o ForEachOptions) iter.Seq2[RunResult, error] {
 	return func(yield func(RunResult, error) bool) {
@@ -180,7 +183,7 @@ func (r *tenantRun) eachPending(yield func(RunResult) bool) error {
 func (r *tenantRun) pendingOf(targets []*runTarget, yield func(RunResult) bool) (bool, error) {
 	var ask []*runTarget
 	for _, t := range targets {
-		if t.kind == targetTenant && t.err == nil && t.tenant.Isolation == IsolationSchema {
+		if t.kind == targetTenant && t.err == nil && t.notLookedAt() == nil && t.tenant.Isolation == IsolationSchema {
 			ask = append(ask, t)
 		}
 	}
@@ -193,7 +196,10 @@ func (r *tenantRun) pendingOf(targets []*runTarget, yield func(RunResult) bool) 
 	}
 	for _, t := range targets {
 		res := RunResult{Tenant: t.tenant.ID, Isolation: t.tenant.Isolation, Place: t.place, State: RunPending, Err: t.err}
+		skipped := t.notLookedAt()
 		switch {
+		case skipped != nil:
+			res.Err = skipped
 		case t.err != nil || r.o.Versions == nil:
 		case err == nil && t.kind == targetTenant && t.tenant.Isolation == IsolationSchema:
 			res.Before = versions[t.name]
@@ -203,6 +209,8 @@ func (r *tenantRun) pendingOf(targets []*runTarget, yield func(RunResult) bool) 
 		switch {
 		case res.Err != nil && r.ctx.Err() != nil:
 			return false, res.Err
+		case skipped != nil, errors.Is(res.Err, errTemplateClosed):
+			res.State, res.Err = RunSkipped, t.wrap(res.Err)
 		case res.Err != nil:
 			res.State, res.Err = RunFailed, t.wrap(res.Err)
 		case r.o.Target != "" && res.Before == r.o.Target:
@@ -215,6 +223,21 @@ func (r *tenantRun) pendingOf(targets []*runTarget, yield func(RunResult) bool) 
 	return true, nil
 }
 
+// notLookedAt is why a target has no version to ask for, or nil.
+func (t *runTarget) notLookedAt() error {
+	switch t.status {
+	case StatusProvisioning:
+		return errProvisioning
+	case StatusDeleting:
+		return errDeleted
+	}
+	return nil
+}
+
+var errProvisioning = fmt.Errorf("%w: it is being provisioned, or that was interrupted; Provision completes it", ErrTenantUnavailable)
+
+var errTemplateClosed = errors.New("pgxtenant: nobody may connect to it (ALLOW_CONNECTIONS false), and it is not opened only to be looked at")
+
 // versionThere connects to a target's database to ask for its version.
 func (r *tenantRun) versionThere(t *runTarget) (version string, err error) {
 	if t.tenant.Isolation != IsolationDatabase {
@@ -222,7 +245,13 @@ func (r *tenantRun) versionThere(t *runTarget) (version string, err error) {
 		return versions[t.tenant.ID], err
 	}
 	if t.kind == targetDatabase {
-		return "", errors.New("pgxtenant: a template database is not looked into while nothing is done to it")
+		databases, err := r.db.Databases(t.server)
+		if err != nil {
+			return "", err
+		}
+		if found, err := databases.find(r.ctx, databases.admin, t.place); err != nil || found.exists && !found.open {
+			return "", cmp.Or(err, errTemplateClosed)
+		}
 	}
 	config, err := r.poolConfig(r.ctx, t)
 	if err != nil {

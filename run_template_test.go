@@ -196,12 +196,23 @@ func TestForEachDatabases(t *testing.T) {
 	require.Equal(t, []int{1, 1}, []int{report.Done, report.Current})
 	require.Equal(t, map[string]string{ids["wrong"]: DatabaseName(ids["wrong"])}, places)
 
-	states := make(map[string]RunState)
-	for res, err := range db.Pending(ctx, o) {
-		require.NoError(t, err)
-		states[res.Tenant] = res.State
+	_, err = db.Registry().Create(ctx, Record{Tenant: Tenant{ID: "begun", Isolation: IsolationDatabase, Status: StatusProvisioning}, Server: "here"})
+	require.NoError(t, err)
+	states := func() map[string]RunState {
+		states := make(map[string]RunState)
+		for res, err := range db.Pending(ctx, o) {
+			require.NoError(t, err)
+			if states[res.Tenant] = res.State; res.State == RunSkipped {
+				require.ErrorContains(t, res.Err, map[string]string{"": "ALLOW_CONNECTIONS false", "begun": "it is being provisioned"}[res.Tenant])
+			}
+		}
+		return states
 	}
-	require.Equal(t, map[string]RunState{"": RunFailed, ids["a"]: RunCurrent, ids["b"]: RunCurrent, ids["own"]: RunCurrent, ids["wrong"]: RunCurrent, ids["late"]: RunCurrent}, states)
+	want := map[string]RunState{"": RunSkipped, "begun": RunSkipped, ids["a"]: RunCurrent, ids["b"]: RunCurrent, ids["own"]: RunCurrent, ids["wrong"]: RunCurrent, ids["late"]: RunCurrent}
+	require.Equal(t, want, states())
+	d.Exec("alter database " + ident(template.Name) + " allow_connections true")
+	want[""] = RunCurrent // which takes no more than to look
+	require.Equal(t, want, states())
 }
 
 // What would be done is told without doing it.

@@ -308,12 +308,11 @@ func (r *tenantRun) openTemplate(ctx context.Context, t *runTarget) (func(), err
 	if err != nil {
 		return nil, err
 	}
-	var open bool
-	err = databases.admin.QueryRow(ctx, "select datallowconn from pg_catalog.pg_database where datname = $1", t.place).Scan(&open)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, fmt.Errorf("pgxtenant: the template database %q is missing", t.place)
+	found, err := databases.find(ctx, databases.admin, t.place)
+	if err == nil && !found.exists {
+		err = fmt.Errorf("pgxtenant: the template database %q is missing; create it, with what each tenant is to have before the first migration", t.place)
 	}
-	if err != nil || open {
+	if err != nil || found.open {
 		return func() {}, err
 	}
 	if _, err := databases.admin.Exec(ctx, "alter database "+ident(t.place)+" allow_connections true"); err != nil {

@@ -18,7 +18,7 @@ type Drift struct {
 
 // Drift compares the objects in the schemas of tenants with those in Config.Template, as the audit does, and returns those that differ. Tenants at
 // another version than the template differ by what the versions do, so it is best asked after Up. It changes nothing, and holds
-// no lock on more than one tenant. The options select tenants; those without a schema are passed over. It ends after an error.
+// no lock on more than one tenant. The options select tenants; those without a schema, or not quite there, are passed over. It ends after an error.
 func (m *Migrator) Drift(ctx context.Context, o pgxtenant.ForEachOptions) iter.Seq2[Drift, error] {
 	return func(yield func(Drift, error) bool) {
 		schemas, err := m.db.Schemas()
@@ -35,7 +35,7 @@ func (m *Migrator) Drift(ctx context.Context, o pgxtenant.ForEachOptions) iter.S
 				yield(Drift{}, err)
 				return
 			}
-			if res.Isolation != pgxtenant.IsolationSchema {
+			if res.Isolation != pgxtenant.IsolationSchema || res.State == pgxtenant.RunSkipped {
 				continue
 			}
 			lines, err := schemas.Diff(ctx, res.Tenant)

@@ -29,6 +29,13 @@ type Migration struct {
 	Shared  bool   // in the folder shared
 }
 
+func (m Migration) folder() string {
+	if m.Shared {
+		return sharedFolder
+	}
+	return tenantFolder
+}
+
 // migration is what is known of one beforehand.
 type migration struct {
 	Migration

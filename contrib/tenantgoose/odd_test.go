@@ -161,9 +161,13 @@ func TestEditedMigration(t *testing.T) {
 	for name, call := range map[string]func(context.Context, pgxtenant.ForEachOptions) (*pgxtenant.RunReport, error){"Up": m.Up, "Down": m.Down, "Redo": m.Redo} {
 		report, err := call(ctx, o)
 		require.ErrorIs(t, err, tenantgoose.ErrEdited, name)
-		require.ErrorContains(t, err, "tenant/00001_a.sql; undo the edit", name)
+		require.ErrorContains(t, err, "tenant/00001_a.sql; undo the edit and write another migration or, if it has no effect, take it by AcceptEdits(1)", name)
 		require.Nil(t, report)
 	}
+	_, err = m.Plan(ctx, o)
+	require.ErrorIs(t, err, tenantgoose.ErrEdited, "a plan is of what Up does")
+	_, err = s.migrator(edited, tenantgoose.AcceptEdits(1)).Plan(ctx, o)
+	require.NoError(t, err)
 	require.Equal(t, []string{"tenant_t1.a"}, s.columns("note"), "nothing was done")
 	// In another process, too.
 	other, err := tenantgoose.New(s.open(), edited)
@@ -185,6 +189,23 @@ func TestEditedMigration(t *testing.T) {
 	_, err = s.migrator(with(edited, "tenant/00002_b.sql", addColumn("bb"))).Up(ctx, o)
 	require.NoError(t, err)
 	require.Contains(t, s.columns("note"), "tenant_t0.bb")
+}
+
+// A tenant that is being provisioned has no version yet, and no plan fails for it.
+func TestProvisioningIsSkipped(t *testing.T) {
+	s := newSite(t)
+	s.tenants(1)
+	_, err := s.db.Registry().Create(s.ctx, pgxtenant.Record{Tenant: pgxtenant.Tenant{ID: "t1", Isolation: pgxtenant.IsolationSchema, Status: pgxtenant.StatusProvisioning}})
+	require.NoError(t, err)
+	m := s.migrator(files("tenant/00001_a.sql", addColumn("a")))
+	plan, err := m.Plan(s.ctx, pgxtenant.ForEachOptions{})
+	require.NoError(t, err)
+	require.Equal(t, []int{0, 2, 1}, []int{plan.Current, plan.Pending, plan.Skipped})
+	require.Empty(t, plan.Failed)
+	require.Contains(t, s.statuses(m, pgxtenant.ForEachOptions{})[2], "it is being provisioned")
+	for d, err := range m.Drift(s.ctx, pgxtenant.ForEachOptions{IDs: []string{"t1"}}) {
+		t.Error(d, err)
+	}
 }
 
 // Ledgers that are not what the files make them.

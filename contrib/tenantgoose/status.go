@@ -22,6 +22,7 @@ type Status struct {
 	Pending   []Migration         // what Up would apply, in that order
 	Missing   []Migration         // those of them below Version, for which Up fails without WithOutOfOrder
 	Unknown   []int64             // applied, and in no file: by a process with other ones
+	Skipped   bool                // it is not looked at, as pgxtenant.RunSkipped by TenantDB.Pending; Err says why
 	Err       error               // why nothing is known; the rest is empty then
 }
 
@@ -54,7 +55,7 @@ func (m *Migrator) Status(ctx context.Context, o pgxtenant.ForEachOptions) iter.
 			delete(read, res.Tenant)
 			mu.Unlock()
 			if res.Err != nil {
-				s = Status{Err: res.Err}
+				s = Status{Err: res.Err, Skipped: res.State == pgxtenant.RunSkipped}
 			}
 			s.Tenant, s.Isolation, s.Place = res.Tenant, res.Isolation, res.Place
 			if !yield(s, nil) {
@@ -83,6 +84,7 @@ type Plan struct {
 	Target  int64      // the highest version of both folders
 	Current int        // places that have all of their folder's migrations
 	Pending int        // places that do not
+	Skipped int        // places that are not looked at, see Status
 	Steps   []PlanStep // what they lack, by version
 	Failed  []Status   // the first 100 for which Up would fail: nothing is known of them, or they have Missing
 }
@@ -93,26 +95,28 @@ type PlanStep struct {
 	Places    int
 }
 
-// Plan tells what Up would do under the same options. It changes nothing. Places in Failed with an Err are in neither count, and template
-// databases, which are not looked into, are in nothing of it.
+// Plan tells what Up would do under the same options. It changes nothing. Places in Failed with an Err are in no count. A
+// file that was edited after it had been applied is ErrEdited, as by Up.
 func (m *Migrator) Plan(ctx context.Context, o pgxtenant.ForEachOptions) (*Plan, error) {
+	if err := m.sums.look(ctx, m.folders()); err != nil {
+		return nil, err
+	}
 	p := &Plan{Target: max(m.shared.newest(), m.tenant.newest())}
 	steps := make(map[Migration]int)
 	for s, err := range m.Status(ctx, o) {
 		if err != nil {
 			return nil, err
 		}
-		if s.Tenant == "" && s.Isolation == pgxtenant.IsolationDatabase {
-			continue
-		}
 		switch {
+		case s.Skipped:
+			p.Skipped++
 		case s.Err != nil:
 		case len(s.Pending) > 0:
 			p.Pending++
 		default:
 			p.Current++
 		}
-		if (s.Err != nil || len(s.Missing) > 0 && !m.outOfOrder) && len(p.Failed) < maxFailed {
+		if (s.Err != nil && !s.Skipped || len(s.Missing) > 0 && !m.outOfOrder) && len(p.Failed) < maxFailed {
 			p.Failed = append(p.Failed, s)
 		}
 		for _, mi := range s.Pending {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -46,46 +47,72 @@ const createSums = `do $$ begin
 	end if;
 end $$`
 
-// check compares the files with what was applied. Those of the versions in passed, and of AcceptEdits, are taken as they are.
+// check compares the files with what was applied. Those of the versions in passed, and of AcceptEdits, are taken as they
+// are, and kept as that.
 func (s *sums) check(ctx context.Context, folders []*folder, passed ...int64) error {
-	passed = append(passed, s.accept...)
 	return s.tx(ctx, "compare", func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, createSums); err != nil {
 			return err
 		}
-		var edited []string
-		for _, f := range folders {
-			rows, err := tx.Query(ctx, "select version, sum from pgxtenant.goose_sum where folder = $1 order by version", f.name)
-			if err != nil {
-				return err
-			}
-			var version int64
-			var sum string
-			accepted := make(map[int64]string)
-			_, err = pgx.ForEachRow(rows, []any{&version, &sum}, func() error {
-				switch mi := f.find(version); {
-				case mi == nil || mi.sum == "" || mi.sum == sum:
-				case slices.Contains(passed, version):
-					accepted[version] = mi.sum
-				default:
-					edited = append(edited, mi.Name)
-				}
-				return nil
-			})
-			if err != nil {
-				return err
-			}
-			for version, sum := range accepted {
-				if _, err := tx.Exec(ctx, "update pgxtenant.goose_sum set sum = $3 where folder = $1 and version = $2", f.name, version, sum); err != nil {
-					return err
-				}
-			}
+		accepted, err := s.compare(ctx, tx, folders, passed...)
+		if err != nil {
+			return err
 		}
-		if len(edited) > 0 {
-			return fmt.Errorf("%w: %s; undo the edit and write another migration, or take it by AcceptEdits", ErrEdited, strings.Join(edited, ", "))
+		for _, mi := range accepted {
+			if _, err := tx.Exec(ctx, "update pgxtenant.goose_sum set sum = $3 where folder = $1 and version = $2", mi.folder(), mi.Version, mi.sum); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
+}
+
+// look is check that writes nothing.
+func (s *sums) look(ctx context.Context, folders []*folder) error {
+	return s.tx(ctx, "compare", func(tx pgx.Tx) error {
+		var there bool
+		if err := tx.QueryRow(ctx, "select pg_catalog.to_regclass('pgxtenant.goose_sum') is not null").Scan(&there); err != nil || !there {
+			return err
+		}
+		_, err := s.compare(ctx, tx, folders)
+		return err
+	})
+}
+
+// compare returns the migrations whose files were edited, all of which are accepted.
+func (s *sums) compare(ctx context.Context, tx pgx.Tx, folders []*folder, passed ...int64) (accepted []*migration, err error) {
+	passed = append(passed, s.accept...)
+	var edited []Migration
+	for _, f := range folders {
+		rows, err := tx.Query(ctx, "select version, sum from pgxtenant.goose_sum where folder = $1 order by version", f.name)
+		if err != nil {
+			return nil, err
+		}
+		var version int64
+		var sum string
+		_, err = pgx.ForEachRow(rows, []any{&version, &sum}, func() error {
+			switch mi := f.find(version); {
+			case mi == nil || mi.sum == "" || mi.sum == sum:
+			case slices.Contains(passed, version):
+				accepted = append(accepted, mi)
+			default:
+				edited = append(edited, mi.Migration)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if len(edited) == 0 {
+		return accepted, nil
+	}
+	var names, numbers []string
+	for _, mi := range edited {
+		names, numbers = append(names, mi.Name), append(numbers, strconv.FormatInt(mi.Version, 10))
+	}
+	return nil, fmt.Errorf("%w: %s; undo the edit and write another migration or, if it has no effect, take it by AcceptEdits(%s)",
+		ErrEdited, strings.Join(names, ", "), strings.Join(numbers, ", "))
 }
 
 // record keeps the sums of files that are applied somewhere, unless they are kept already.

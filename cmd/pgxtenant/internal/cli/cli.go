@@ -159,11 +159,21 @@ var prefix = regexp.MustCompile(`(?m)(^|[:;] )(?:pgxtenant|tenantgoose): `)
 // inOurWords says what the package's errors name as an operator knows it.
 var inOurWords = strings.NewReplacer(
 	"call Registry.Install", "run pgxtenant init", "Registry.Install", "pgxtenant init", "call InstallSeal", "run pgxtenant init",
-	"AcceptEdits", "--accept-edits", "WithOutOfOrder", "--out-of-order",
+	"WithOutOfOrder", "--out-of-order", "DatabaseOptions.Template", "the server's template", "Provision completes it", "tenant create completes it",
 	"Config.Admin", "--admin", "Config.Shared", "--database", "Config.TemplateReference", "--template-reference", "Config.Template", "--template", "Config.Servers", "servers",
 	"RegistryConfig.TTL", "--registry-ttl", "RegistryConfig.StaleOnError", "--registry-stale", "Config.AuditAllow", "audit.allow",
 	"Config.Registry.Key", "registry_key", "Config.Registry.TTL", "--registry-ttl", "Config.Registry.StaleOnError", "--registry-stale",
 	"Config.Seal.Key", "seal_key")
+
+var acceptEdits = regexp.MustCompile(`AcceptEdits\(([0-9, ]+)\)`)
+
+// ourWords is the text of an error for an operator, without secrets.
+func (a *app) ourWords(err error) string {
+	text := prefix.ReplaceAllString(a.settings.masked(err.Error()), "$1")
+	return acceptEdits.ReplaceAllStringFunc(inOurWords.Replace(text), func(call string) string {
+		return "--accept-edits " + strings.ReplaceAll(acceptEdits.FindStringSubmatch(call)[1], ", ", ",")
+	})
+}
 
 // exitCode says what went wrong, without secrets, and how the program ends for it.
 func (a *app) exitCode(ctx context.Context, err error) int {
@@ -184,11 +194,11 @@ func (a *app) exitCode(ctx context.Context, err error) int {
 	case ctx.Err() != nil && !a.ownSignals:
 		code = exitInterrupted
 	}
-	text := prefix.ReplaceAllString(a.settings.masked(err.Error()), "$1")
+	text := a.ourWords(err)
 	if code == exitInterrupted {
 		text = "interrupted: " + text
 	}
-	a.err.line("%s %s", a.err.paint(red, "pgxtenant:"), printableLines(inOurWords.Replace(text)))
+	a.err.line("%s %s", a.err.paint(red, "pgxtenant:"), printableLines(text))
 	if code == exitUsage {
 		a.err.line("Run it with --help to see how it is used.")
 	}

@@ -77,7 +77,7 @@ func (a *app) init(ctx context.Context, db *pgxtenant.TenantDB) error {
 		if _, err := db.Admin().Exec(ctx, a.templateSQL()); err != nil {
 			return fmt.Errorf("make the template: %w", err)
 		}
-		a.out.line("Made schema %s; create the tables there that each tenant is to have.", printable(a.settings.Template))
+		a.out.line("Made schema %s; create the tables there that each tenant is to have, by pgxtenant migrate up or by hand.", printable(a.settings.Template))
 	}
 	return nil
 }

@@ -48,16 +48,20 @@ func (a *app) failureOf(r *pgxtenant.RunResult) string {
 	if r == nil || r.Err == nil {
 		return ""
 	}
-	name := r.Tenant
-	if name == "" {
-		name = "(" + r.Place + ")"
+	return fmt.Sprintf("%s %s: %s", nameOf(r.Tenant, r.Place), r.State, a.text(r.Err))
+}
+
+// nameOf is a tenant, or the place of what is no tenant's own.
+func nameOf(tenant, place string) string {
+	if tenant == "" {
+		return "(" + printable(place) + ")"
 	}
-	return fmt.Sprintf("%s %s: %s", name, r.State, a.text(r.Err))
+	return printable(tenant)
 }
 
 // text is an error in one line, without secrets.
 func (a *app) text(err error) string {
-	return printable(strings.Join(strings.Fields(inOurWords.Replace(prefix.ReplaceAllString(a.settings.masked(err.Error()), "$1"))), " "))
+	return printable(strings.Join(strings.Fields(a.ourWords(err)), " "))
 }
 
 // lineDisplay is for a log: a line for each failure, for each stage, and now and then.

@@ -22,6 +22,7 @@ type statusView struct {
 	Pending   []string `json:"pending"`
 	Missing   []string `json:"missing,omitempty"` // those of them that are older than the version
 	Unknown   []int64  `json:"unknown,omitempty"`
+	Skipped   bool     `json:"skipped,omitempty"` // it is not looked at, and error says why
 	Error     string   `json:"error,omitempty"`
 }
 
@@ -32,7 +33,9 @@ func (a *app) migrateStatus() *cobra.Command {
 		Use:   "status",
 		Short: "Show which migrations tenants have",
 		Long: `Shows the version of each selected tenant, of the shared tables and of the
-templates, and how many migrations each lacks. Nothing is changed.
+templates, and how many migrations each lacks. Nothing is changed. Tenants that
+are being provisioned or deleted, and template databases that nobody may
+connect to, are not looked at.
 
 Exits with 3 if the selection matches nothing, and, with --check, if anything is
 pending.`,
@@ -56,7 +59,7 @@ func (a *app) status(cmd *cobra.Command, m *migration, pending, check bool) erro
 	defer db.Close()
 	g := &grid{o: a.out, header: []string{"TENANT", "ISOLATION", "PLACE", "VERSION", "PENDING"}}
 	g.paint = func(column int, cell string) (color, bool) {
-		return yellow, column == 4 && cell != "0" && cell != "unreadable"
+		return yellow, column == 4 && cell != "0" && cell != "unreadable" && cell != "not looked at"
 	}
 	var n, behind, broken int
 	for s, err := range migrator.Status(cmd.Context(), m.o) {
@@ -64,17 +67,20 @@ func (a *app) status(cmd *cobra.Command, m *migration, pending, check bool) erro
 			return nothing(err)
 		}
 		n++
-		lacks := fmt.Sprint(len(s.Pending))
+		version, lacks := fmt.Sprint(s.Version), fmt.Sprint(len(s.Pending))
 		if len(s.Missing) > 0 {
 			lacks += fmt.Sprintf(", %d of them older", len(s.Missing))
 		}
-		if s.Err != nil {
-			broken++
-			lacks = "unreadable"
-			a.err.line("%s: %s", s.Tenant, a.text(s.Err))
-		} else if len(s.Pending) > 0 {
+		switch {
+		case s.Err != nil:
+			if version, lacks = "?", "not looked at"; !s.Skipped {
+				lacks = "unreadable"
+				broken++
+			}
+			a.err.line("%s %s: %s", nameOf(s.Tenant, s.Place), lacks, a.text(s.Err))
+		case len(s.Pending) > 0:
 			behind++
-		} else if pending {
+		case pending:
 			continue
 		}
 		if m.asJSON {
@@ -83,7 +89,7 @@ func (a *app) status(cmd *cobra.Command, m *migration, pending, check bool) erro
 			}
 			continue
 		}
-		g.add(s.Tenant, s.Isolation.String(), s.Place, fmt.Sprint(s.Version), lacks)
+		g.add(s.Tenant, s.Isolation.String(), s.Place, version, lacks)
 	}
 	if len(g.rows) > 0 {
 		fmt.Fprint(a.out, g.String())
@@ -101,7 +107,7 @@ func (a *app) status(cmd *cobra.Command, m *migration, pending, check bool) erro
 
 func (a *app) viewOfStatus(s *tenantgoose.Status) statusView {
 	v := statusView{Tenant: s.Tenant, Isolation: s.Isolation.String(), Place: s.Place, Version: s.Version, Unknown: s.Unknown,
-		Pending: namesOf(s.Pending), Missing: namesOf(s.Missing)}
+		Pending: namesOf(s.Pending), Missing: namesOf(s.Missing), Skipped: s.Skipped}
 	if s.Err != nil {
 		v.Error = a.text(s.Err)
 	}
@@ -147,7 +153,7 @@ func (a *app) plan(cmd *cobra.Command, m *migration, check bool) error {
 	if err != nil {
 		return nothing(err)
 	}
-	if plan.Current+plan.Pending+len(plan.Failed) == 0 {
+	if plan.Current+plan.Pending+plan.Skipped+len(plan.Failed) == 0 {
 		return nothing(nil)
 	}
 	if m.asJSON {
@@ -160,9 +166,10 @@ func (a *app) plan(cmd *cobra.Command, m *migration, check bool) error {
 			Target  int64        `json:"target"`
 			Current int          `json:"current"`
 			Pending int          `json:"pending"`
+			Skipped int          `json:"skipped"`
 			Steps   []step       `json:"steps"`
 			Failed  []statusView `json:"failed"`
-		}{plan.Target, plan.Current, plan.Pending, []step{}, []statusView{}}
+		}{plan.Target, plan.Current, plan.Pending, plan.Skipped, []step{}, []statusView{}}
 		for _, s := range plan.Steps {
 			view.Steps = append(view.Steps, step{s.Migration.Name, s.Migration.Version, s.Places})
 		}
@@ -185,7 +192,11 @@ func (a *app) plan(cmd *cobra.Command, m *migration, check bool) error {
 }
 
 func (a *app) planTable(plan *tenantgoose.Plan) {
-	a.out.line("Newest version: %d. Places that are there: %d, and that are not: %d.", plan.Target, plan.Current, plan.Pending)
+	text := fmt.Sprintf("Newest version: %d. Places that have all: %d, that lack something: %d", plan.Target, plan.Current, plan.Pending)
+	if plan.Skipped > 0 {
+		text += fmt.Sprintf(", not looked at: %d", plan.Skipped)
+	}
+	a.out.line("%s.", text)
 	if len(plan.Steps) > 0 {
 		g := &grid{o: a.out, header: []string{"MIGRATION", "PLACES"}}
 		for _, s := range plan.Steps {
@@ -199,7 +210,7 @@ func (a *app) planTable(plan *tenantgoose.Plan) {
 		if f.Err != nil {
 			why = a.text(f.Err)
 		}
-		a.err.line("%s (%s): %s", printable(f.Tenant), printable(f.Place), why)
+		a.err.line("%s: %s", nameOf(f.Tenant, f.Place), why)
 	}
 }
 

@@ -73,6 +73,17 @@ func TestMigrateUpStatusPlanDown(t *testing.T) {
 	require.Equal(t, "id body", s.columns("tenant_initech"))
 	require.Equal(t, "id body tag", s.columns("tenant_acme"))
 
+	// What is being made has no version, and is no failure.
+	s.run("tenant", "create", "begun", "--isolation", "schema", "--template-reference", "nope").fails(exitFailed,
+		`has no table "nope" yet, which --template-reference names; run the migrations`, "the same command goes on with it")
+	r = s.run(on("status")...)
+	require.Zero(t, r.code)
+	require.Regexp(t, `begun +schema +\S+ +\? +not looked at\n`, r.out)
+	require.Contains(t, r.err, `begun not looked at: tenant "begun": run: tenant unavailable: it is being provisioned`)
+	require.Contains(t, s.ok(on("plan")...), "Places that have all: 3, that lack something: 1, not looked at: 1.")
+	s.ok("tenant", "create", "begun", "--isolation", "schema")
+	s.ok("tenant", "delete", "begun", "--yes", "--registry-ttl", "1ms")
+
 	var last struct {
 		Event, Run string
 		Done       int
@@ -86,6 +97,15 @@ func TestMigrateUpStatusPlanDown(t *testing.T) {
 	for _, line := range lines {
 		require.True(t, json.Valid([]byte(line)), line)
 	}
+
+	edited := filepath.Join(dir, "tenant", "00002_tag.sql")
+	text, err := os.ReadFile(edited)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(edited, append(text, "-- more\n"...), 0o600))
+	for _, command := range []string{"up", "plan"} {
+		s.run(on(command)...).fails(exitFailed, "tenant/00002_tag.sql; undo the edit", "take it by --accept-edits 2\n")
+	}
+	s.ok(on("up", "--accept-edits", "2")...)
 }
 
 // A failure is told, the others go on, and the run is gone on with by what is said.

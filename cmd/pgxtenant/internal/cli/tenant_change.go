@@ -114,6 +114,9 @@ func (a *app) create(ctx context.Context, db *pgxtenant.TenantDB, c *creation) e
 	}
 	there := err == nil && before.Status != pgxtenant.StatusProvisioning
 	if err := db.Provision(ctx, c.tenant, options...); err != nil {
+		if made, getErr := db.Registry().Get(context.WithoutCancel(ctx), c.tenant.ID); getErr == nil && made.Status == pgxtenant.StatusProvisioning {
+			err = fmt.Errorf("%w\nIt stays as provisioning and is not served: the same command goes on with it, tenant delete removes it", err)
+		}
 		return err
 	}
 	if there {

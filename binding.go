@@ -267,7 +267,7 @@ func (b *binder) params(t *Tenant, seal string) []string {
 	}
 	if t.Isolation == IsolationSchema {
 		schema := t.schema()
-		params = append(params, schema, searchPath(append([]string{schema}, b.sharedSchemas...)...), `"the role may not use schema `+schema)
+		params = append(params, schema, searchPath(append([]string{schema}, b.sharedSchemas...)...), `"the role may not use schema `+schema+"; grant it usage")
 	}
 	if b.fenced {
 		params = append(params, fenceOf(t))

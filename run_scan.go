@@ -385,4 +385,4 @@ func (r *tenantRun) settled(ctx context.Context, t *runTarget) (there bool, err 
 	return true, nil // by other means: what is missing is told by the attempt
 }
 
-var errNotThere = errors.New("pgxtenant: it is still being provisioned, and its template was not part of the run")
+var errNotThere = errors.New("pgxtenant: it is still being provisioned, and its template was not part of the run; Provision completes it, Deprovision removes it")

@@ -26,8 +26,9 @@ func (a *app) initCommand() *cobra.Command {
 		Short: "Make what the package needs in a database",
 		Long: `Makes what is missing of: the service's role (the user of --database, with its
 password), the registry's tables, the keys of sealed tenants if seal_key is
-set, and the schema named by --template. It may be called again at any time,
-and is to be called after an upgrade.
+set, and the schema named by --template, which the service's role gets USAGE on.
+What may be done with a table in it is granted where the table is made. It may
+be called again at any time, and is to be called after an upgrade.
 
 The role of --admin needs CREATE on the database, and CREATEROLE if the
 service's role is not there.`,
@@ -77,7 +78,14 @@ func (a *app) init(ctx context.Context, db *pgxtenant.TenantDB) error {
 		if _, err := db.Admin().Exec(ctx, a.templateSQL()); err != nil {
 			return fmt.Errorf("make the template: %w", err)
 		}
-		a.out.line("Made schema %s; create the tables there that each tenant is to have, by pgxtenant migrate up or by hand.", printable(a.settings.Template))
+		a.out.line("Made schema %s; create the tables there that each tenant is to have, by pgxtenant migrate up or by hand,\nand grant %s what it may do with them.",
+			printable(a.settings.Template), printable(service.User))
+	}
+	if missing.usage {
+		if _, err := db.Admin().Exec(ctx, a.usageSQL(service.User)); err != nil {
+			return fmt.Errorf("let role %s use the template: %w", service.User, err)
+		}
+		a.out.line("Role %s may use schema %s.", printable(service.User), printable(a.settings.Template))
 	}
 	return nil
 }
@@ -101,18 +109,28 @@ func (a *app) planInit(ctx context.Context, db *pgxtenant.TenantDB) error {
 	if missing.template {
 		plan += a.templateSQL() + ";\n"
 	}
+	if missing.usage {
+		plan += a.usageSQL(service.User) + ";\n"
+	}
 	return a.printPlan(plan, nil)
 }
 
 // missing tells what has to be made of that which the package does not make.
-func (a *app) missing(ctx context.Context, admin *pgxpool.Pool, role string) (missing struct{ role, template bool }, err error) {
-	err = admin.QueryRow(ctx, `select not exists (select from pg_catalog.pg_roles where rolname = $1),
-		$2 <> '' and not exists (select from pg_catalog.pg_namespace where nspname = $2)`, role, a.settings.Template).Scan(&missing.role, &missing.template)
+func (a *app) missing(ctx context.Context, admin *pgxpool.Pool, role string) (missing struct{ role, template, usage bool }, err error) {
+	err = admin.QueryRow(ctx, `select not r, $2 <> '' and not t, $2 <> ''
+			and case when r and t then not pg_catalog.has_schema_privilege($1, (select oid from pg_catalog.pg_namespace where nspname = $2), 'usage') else true end
+		from (select exists (select from pg_catalog.pg_roles where rolname = $1) as r, exists (select from pg_catalog.pg_namespace where nspname = $2) as t) x`,
+		role, a.settings.Template).Scan(&missing.role, &missing.template, &missing.usage)
 	return missing, err
 }
 
 func (a *app) templateSQL() string {
 	return "create schema " + pgx.Identifier{a.settings.Template}.Sanitize()
+}
+
+// usageSQL is what the copies of the template carry, too.
+func (a *app) usageSQL(role string) string {
+	return "grant usage on schema " + pgx.Identifier{a.settings.Template}.Sanitize() + " to " + pgx.Identifier{role}.Sanitize()
 }
 
 func createRoleSQL(role string) string {

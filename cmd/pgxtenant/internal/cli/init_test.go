@@ -27,10 +27,26 @@ func TestInitMakesAllThatIsMissing(t *testing.T) {
 	require.Contains(t, out, "Made role "+role)
 	require.Contains(t, out, "Made schema the template")
 	s.Connect(u.String()) // by its password
+	s.SuperExec("revoke usage on schema \"the template\" from " + role)
+	require.Contains(t, s.ok("init"), "Role "+role+" may use schema the template.")
 	again := s.ok("init")
 	require.NotContains(t, again, "Made")
 	require.Equal(t, "The registry is in schema pgxtenant.\nThe seal's key is in schema pgxtenant.\n", again)
 	require.NotContains(t, s.ok("init", "--dry-run"), "create")
+	require.NotContains(t, s.ok("init", "--dry-run"), "grant usage on schema \"the template\"")
+}
+
+// A schema that the service's role may not use serves nobody, which is said when it is made.
+func TestCreateTellsOfASchemaWithoutUsage(t *testing.T) {
+	t.Parallel()
+	s := installed(t)
+	r := s.run("tenant", "create", "acme", "--isolation", "schema")
+	require.Zero(t, r.code)
+	require.Empty(t, r.err)
+	s.Exec("revoke usage on schema template from " + s.App)
+	r = s.run("tenant", "create", "initech", "--isolation", "schema")
+	require.Zero(t, r.code)
+	require.Contains(t, r.err, "Role "+s.App+" may not use it, since it may not use the template: grant usage on schema \"tenant_initech\" to ")
 }
 
 func TestAPlanOfInitMakesTheRole(t *testing.T) {
@@ -39,6 +55,6 @@ func TestAPlanOfInitMakesTheRole(t *testing.T) {
 	s.env = append(s.env, "PGXTENANT_DATABASE=postgres://nobody_yet@127.0.0.1/d", "PGXTENANT_TEMPLATE=template")
 	plan := s.ok("init", "--dry-run")
 	require.True(t, strings.HasPrefix(plan, `create role "nobody_yet" login; -- and its password`), plan)
-	require.True(t, strings.HasSuffix(plan, "create schema \"template\";\n"), plan)
+	require.True(t, strings.HasSuffix(plan, "create schema \"template\";\ngrant usage on schema \"template\" to \"nobody_yet\";\n"), plan)
 	require.Contains(t, plan, "create table pgxtenant.tenant (")
 }

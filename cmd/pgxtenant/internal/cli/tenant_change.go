@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
@@ -129,7 +130,29 @@ func (a *app) create(ctx context.Context, db *pgxtenant.TenantDB, c *creation) e
 	}
 	v := viewOf(&made, nil)
 	a.out.line("Tenant %s is %s, in %s.", v.ID, v.Status, printable(v.place()))
+	if made.Isolation == pgxtenant.IsolationSchema {
+		a.warnUnusable(ctx, db, &made)
+	}
 	return nil
+}
+
+// warnUnusable says so if the service's role may not use a tenant's schema, in which the service cannot serve it.
+func (a *app) warnUnusable(ctx context.Context, db *pgxtenant.TenantDB, r *pgxtenant.Record) {
+	if a.settings.Database == "" {
+		return // which role it is nobody has said
+	}
+	schema := r.Schema
+	if schema == "" {
+		schema = pgxtenant.SchemaName(r.ID)
+	}
+	role := db.Config().Shared.ConnConfig.User
+	var usable bool
+	err := db.Admin().QueryRow(ctx, `select pg_catalog.has_schema_privilege(r.oid, n.oid, 'usage') from pg_catalog.pg_roles r, pg_catalog.pg_namespace n
+		where r.rolname = $1 and n.nspname = $2`, role, schema).Scan(&usable)
+	if err == nil && !usable {
+		a.err.line("Role %[1]s may not use it, since it may not use the template: grant usage on schema %[2]s to %[3]s; pgxtenant init does so for the template.",
+			printable(role), printable(pgx.Identifier{schema}.Sanitize()), printable(pgx.Identifier{role}.Sanitize()))
+	}
 }
 
 // printPlan prints SQL. Elsewhere than on a terminal it goes out as it is, for psql.

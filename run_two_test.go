@@ -255,7 +255,7 @@ func TestForEachKilled(t *testing.T) {
 // Processes are killed at any moment, and others are at work beside them, in both ways: each tenant is done once.
 func TestForEachKilledAgainAndAgain(t *testing.T) {
 	t.Parallel()
-	const n = 150
+	const n = 120
 	fl := newFleet(t, n)
 	bouncer := pgtest.PgBouncer(t, fl.d, "default_pool_size=6").OwnerURL("default_query_exec_mode=exec")
 	ctx := context.Background()
@@ -268,7 +268,7 @@ func TestForEachKilledAgainAndAgain(t *testing.T) {
 		report, err = fl.db.ForEach(ctx, o, slowUpgrade)
 		ended <- err
 	}()
-	for i := range 6 {
+	for i := range 4 {
 		child := fl.startChild([]string{fl.d.OwnerURL(), bouncer}[i%2], "")
 		time.Sleep(time.Duration(200+rand.IntN(300)) * time.Millisecond)
 		_ = child.Process.Kill()

@@ -153,14 +153,6 @@ func keys[V any](m map[string]V) (all []string) {
 	return all
 }
 
-// metric is what m looks like to Prometheus.
-func metric(t testing.TB, m prometheus.Metric) *dto.Metric {
-	t.Helper()
-	var out dto.Metric
-	require.NoError(t, m.Write(&out))
-	return &out
-}
-
 // requirePanic requires that f panics with a text that has want in it.
 func requirePanic(t testing.TB, want string, f func()) {
 	t.Helper()

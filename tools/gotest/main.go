@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 )
 
 func main() {
@@ -27,16 +28,60 @@ func main() {
 		fmt.Fprintln(os.Stderr, "gotest:", err)
 		os.Exit(1)
 	}
-	s := newSummary(os.Stdout)
-	for _, dir := range modules {
-		if err := s.runModule(dir, os.Args[1:]); err != nil {
-			fmt.Fprintf(os.Stderr, "gotest: %s: %v\n", dir, err)
-			s.broken = true
-		}
-	}
+	s := runAll(modules, os.Args[1:], os.Stdout)
 	if !s.finish() {
 		os.Exit(1)
 	}
+}
+
+// atOnce is how many modules are tested at the same time, after the first. That is the root, which keeps all
+// CPUs busy; the others mostly wait, for servers that they have stopped and for time to pass.
+const atOnce = 2
+
+func runAll(modules, args []string, out io.Writer) *summary {
+	total := newSummary(&lockedWriter{out: out})
+	run := func(dir string) *summary {
+		s := newSummary(total.out)
+		if err := s.runModule(dir, args); err != nil {
+			fmt.Fprintf(os.Stderr, "gotest: %s: %v\n", dir, err)
+			s.broken = true
+		}
+		return s
+	}
+	if len(modules) > 0 {
+		total.addAll(run(modules[0]))
+		modules = modules[1:]
+	}
+	todo, done := make(chan string), make(chan *summary)
+	for range atOnce {
+		go func() {
+			for dir := range todo {
+				done <- run(dir)
+			}
+		}()
+	}
+	go func() {
+		for _, dir := range modules {
+			todo <- dir
+		}
+		close(todo)
+	}()
+	for range modules {
+		total.addAll(<-done)
+	}
+	return total
+}
+
+// lockedWriter may be used by several goroutines. What is written at once stays together.
+type lockedWriter struct {
+	mu  sync.Mutex
+	out io.Writer
+}
+
+func (w *lockedWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.out.Write(p)
 }
 
 // findModules finds the folders with a go.mod, the outermost first.
@@ -81,6 +126,14 @@ type key struct{ pkg, test string }
 
 func newSummary(out io.Writer) *summary {
 	return &summary{out: out, output: map[key]*strings.Builder{}, tests: map[string]int{}}
+}
+
+// addAll adds the counts of another.
+func (s *summary) addAll(o *summary) {
+	s.passed += o.passed
+	s.failed += o.failed
+	s.skipped += o.skipped
+	s.broken = s.broken || o.broken
 }
 
 func (s *summary) runModule(dir string, args []string) error {

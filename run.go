@@ -184,13 +184,26 @@ func (r *tenantRun) stages() error {
 	if err != nil {
 		return err
 	}
+	first := [...]struct {
+		name    string
+		targets []*runTarget
+	}{{name: "shared"}, {"template", r.templates()}}
 	if shared != nil {
-		if err := r.first("shared", []*runTarget{shared}); err != nil {
+		first[0].targets = []*runTarget{shared}
+	}
+	for i := range first { // all are counted before anything is told of the first
+		left, done, err := r.unfinished(r.ctx, first[i].targets)
+		if err != nil {
 			return err
 		}
+		r.done(done)
+		r.progress.expect(len(left))
+		first[i].targets = left
 	}
-	if err := r.first("template", r.templates()); err != nil {
-		return err
+	for _, f := range first {
+		if err := r.first(f.name, f.targets); err != nil {
+			return err
+		}
 	}
 	if r.o.hasCanaries() {
 		before := r.progress.bad()
@@ -227,27 +240,22 @@ func (r *tenantRun) stages() error {
 }
 
 // first is a stage of which nothing may fail.
-func (r *tenantRun) first(name string, targets []*runTarget) error {
-	if r.stopped != nil {
+func (r *tenantRun) first(name string, left []*runTarget) error {
+	if r.stopped != nil || len(left) == 0 {
 		return nil
 	}
-	left, done, err := r.unfinished(r.ctx, targets)
-	if err != nil {
-		return err
-	}
-	r.done(done)
-	if len(left) == 0 {
-		return nil
-	}
-	r.progress.expect(len(left))
 	before := r.progress.bad()
 	rest := slices.Clone(left) // the stage takes it apart
-	err = r.stage(name, func(context.Context) (next []*runTarget, _ error) {
+	err := r.stage(name, func(context.Context) (next []*runTarget, _ error) {
 		next, rest = rest, nil
 		return next, nil
 	})
 	if n := r.progress.bad() - before; n > 0 {
-		r.stop(fmt.Errorf("%w: the %s could not be done", ErrRunStopped, left[0].what()))
+		what := "a template"
+		if len(left) == 1 {
+			what = "the " + left[0].what()
+		}
+		r.stop(fmt.Errorf("%w: %s could not be done", ErrRunStopped, what))
 	}
 	if err == nil && r.stopped == nil {
 		r.done(left)
@@ -266,10 +274,13 @@ func (r *tenantRun) done(targets []*runTarget) {
 
 // what names a target that is no tenant.
 func (t *runTarget) what() string {
-	if t.kind == targetShared {
+	switch t.kind {
+	case targetShared:
 		return "shared schemas"
+	case targetSchema:
+		return fmt.Sprintf("template schema %q", t.name)
 	}
-	return "template " + t.place
+	return fmt.Sprintf("template database %q on server %q", t.place, t.name)
 }
 
 // stop lets nothing new begin. The first reason counts.

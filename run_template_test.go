@@ -83,12 +83,21 @@ func TestForEachProvisionsMeanwhile(t *testing.T) {
 	provisioning("tagain")
 	_, err = db.ForEach(ctx, ForEachOptions{IDs: []string{"tagain"}}, upgrade)
 	require.ErrorIs(t, err, errNotThere)
+	require.ErrorContains(t, err, "Provision completes it, Deprovision removes it")
 
 	// If the template cannot be done, no tenant is touched.
 	d.Exec("alter table template.item drop column note")
 	report, err = db.ForEach(ctx, ForEachOptions{SkipShared: true}, func(context.Context, *pgx.Conn, Tenant) error { return errTest })
 	require.ErrorIs(t, err, ErrRunStopped)
-	require.ErrorContains(t, err, `the template template could not be done; 0 done, 0 current, 1 failed, 0 unknown, 0 skipped, 13 left`)
+	require.ErrorContains(t, err, `the template schema "template" could not be done; 0 done, 0 current, 1 failed, 0 unknown, 0 skipped, 13 left`)
+	// The shared schemas come before it, and what is told of them has counted it already.
+	for p, err := range db.ForEachProgress(ctx, ForEachOptions{}, func(context.Context, *pgx.Conn, Tenant) error { return nil }) {
+		require.NoError(t, err)
+		require.Equal(t, 14, p.Total)
+		if p.Done == 1 {
+			break
+		}
+	}
 	require.ErrorContains(t, err, `template schema "template": run: as the test wants it`)
 	require.Equal(t, 1, report.Failed)
 	fl.quiet()

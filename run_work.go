@@ -76,15 +76,10 @@ func (r *tenantRun) work(t *runTarget) (out outcome) {
 
 // wrap names the target in an error.
 func (t *runTarget) wrap(err error) error {
-	switch t.kind {
-	case targetTenant:
+	if t.kind == targetTenant {
 		return &TenantError{t.name, "run", err}
-	case targetShared:
-		return fmt.Errorf("shared schemas: run: %w", err)
-	case targetSchema:
-		return fmt.Errorf("template schema %q: run: %w", t.name, err)
 	}
-	return fmt.Errorf("template database %q on server %q: run: %w", t.place, t.name, err)
+	return fmt.Errorf("%s: run: %w", t.what(), err)
 }
 
 // stillThere reports whether a tenant is in the registry and not being deleted.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -91,8 +92,11 @@ func (m *migration) open(ctx context.Context, a *app) (*pgxtenant.TenantDB, *ten
 		}
 		m.o.Isolations = append(m.o.Isolations, isolation)
 	}
-	if info, err := os.Stat(m.dir); err != nil || !info.IsDir() {
-		return nil, nil, usagef("there is no folder of migrations %s; --dir names it", printable(m.dir))
+	if !folder(m.dir) {
+		return nil, nil, usagef("there is no folder of migrations %q; --dir names it", m.dir)
+	}
+	if !folder(filepath.Join(m.dir, "shared")) && !folder(filepath.Join(m.dir, "tenant")) {
+		return nil, nil, usagef("the folder of migrations %q has neither a folder shared nor a folder tenant; --dir names another", m.dir)
 	}
 	db, err := a.open(ctx, needs{})
 	if err != nil {
@@ -111,6 +115,11 @@ func (m *migration) open(ctx context.Context, a *app) (*pgxtenant.TenantDB, *ten
 		return nil, nil, &exitError{exitUsage, err}
 	}
 	return db, migrator, nil
+}
+
+func folder(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 func (a *app) migrateUp() *cobra.Command {
@@ -349,6 +358,10 @@ func resumption(cmd *cobra.Command, name string, width int) string {
 		value := f.Value.String()
 		if list, ok := f.Value.(pflag.SliceValue); ok {
 			value = strings.Join(list.GetSlice(), ",")
+		}
+		if f.Value.Type() == "bool" && value == "true" {
+			words = append(words, "--"+f.Name)
+			return
 		}
 		words = append(words, "--"+f.Name+"="+quoted(value))
 	})

@@ -127,6 +127,8 @@ func TestMigrateGoesOnWithARun(t *testing.T) {
 	s.run("migrate", "up", "--dir", dir, "--resume", name).fails(exitFound, "is complete")
 	s.run("migrate", "up", "--dir", dir, "--resume", "nope").fails(exitFound, `there is no run "nope"; none is incomplete`)
 	s.run("migrate", "up", "--dir", dir, "--resume", "a", "--name", "b").fails(exitUsage, "name two runs")
+	s.Exec("create view tenant_initech.tag_of_note as select tag from tenant_initech.note")
+	s.run("migrate", "down", "--dir", dir, "--yes", "--name", "back").fails(exitFailed, "cannot drop column tag", "pgxtenant migrate down --resume back --dir="+dir+" --yes\n")
 }
 
 func TestMigrateBadInput(t *testing.T) {
@@ -139,8 +141,8 @@ func TestMigrateBadInput(t *testing.T) {
 		says string
 	}{
 		{"migrate", exitUsage, "say which"},
-		{"migrate up --dir /nowhere", exitUsage, "there is no folder of migrations /nowhere"},
-		{"migrate up --dir " + t.TempDir(), exitUsage, "there is none in the folders shared and tenant"},
+		{"migrate up --dir /nowhere", exitUsage, `there is no folder of migrations "/nowhere"`},
+		{"migrate up --dir " + t.TempDir(), exitUsage, "has neither a folder shared nor a folder tenant"},
 		{"migrate up --isolation x --dir " + dir, exitUsage, `there is no isolation "x"`},
 		{"migrate up --id nobody --dir " + dir, exitFound, "not found"},
 		{"migrate up --plan gold --dir " + dir, exitFound, "the selection matches nothing"},

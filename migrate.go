@@ -77,16 +77,16 @@ type ForEachOptions struct {
 	// By says who began the run, for those who read the run table. Empty means user@host of the process.
 	By string
 
-	// Isolations selects tenants by where their data are. Nil means all kinds. Row tenants are one target
+	// Isolations selects tenants by where their data are. Nil means all kinds, and an empty list none. Row tenants are one target
 	// together, the shared schemas, which is selected if one of them is, and also, for a service without
 	// tenants, if none of Plans, IDs, Percent and Select narrows the selection.
 	Isolations []Isolation
 
-	// Plans selects tenants by their Plan. Nil means every plan.
+	// Plans selects tenants by their Plan. Nil means every plan, and an empty list none.
 	Plans []string
 
 	// IDs selects tenants by their IDs. One that the registry does not know is ErrTenantNotFound, before anything is
-	// done, in a new run; in one that is resumed it may have been deleted and is passed over. Nil means all.
+	// done, in a new run; in one that is resumed it may have been deleted and is passed over. Nil means all, and an empty list none.
 	IDs []string
 
 	// Percent selects the tenants whose StablePercent is below it: the same ones each time, and those of 10

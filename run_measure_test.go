@@ -4,7 +4,9 @@ package pgxtenant
 
 import (
 	"context"
+	"net"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,23 +56,43 @@ func TestForEachGrowth(t *testing.T) { // not beside others, whose memory would 
 	require.Less(t, peaks[10_000], 2*peaks[1000]+1<<20)
 }
 
+// sentConn counts what is sent, which for a run is its round trips: it waits for each answer.
+type sentConn struct {
+	net.Conn
+	sent *atomic.Int64
+}
+
+func (c sentConn) Write(b []byte) (int, error) {
+	c.sent.Add(1)
+	return c.Conn.Write(b)
+}
+
 // What a run costs for each tenant beside the function itself.
 func BenchmarkForEach(b *testing.B) {
 	for _, versions := range []bool{false, true} {
 		name := map[bool]string{false: "plain", true: "versions"}[versions]
 		b.Run(name, func(b *testing.B) {
 			const n = 500
-			fl := newFleet(b, n)
+			var sent atomic.Int64
+			fl := newFleet(b, n, func(c *Config) {
+				dial := c.Admin.ConnConfig.DialFunc
+				c.Admin.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+					conn, err := dial(ctx, network, address)
+					return sentConn{conn, &sent}, err
+				}
+			})
 			o := ForEachOptions{SkipShared: true, Concurrency: 4}
 			if versions {
 				o.Versions = versionsOf(nil)
 			}
+			sent.Store(0)
 			for b.Loop() {
 				if _, err := fl.db.ForEach(context.Background(), o, func(context.Context, *pgx.Conn, Tenant) error { return nil }); err != nil {
 					b.Fatal(err)
 				}
 			}
 			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/n, "µs/tenant")
+			b.ReportMetric(float64(sent.Load())/float64(b.N)/n, "round-trips/tenant")
 		})
 	}
 }

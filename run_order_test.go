@@ -67,6 +67,12 @@ func TestForEachOrder(t *testing.T) {
 			require.Equal(t, c.want, report.Total)
 		})
 	}
+	// A list that was made, and has nothing in it, is not taken for all.
+	for name, o := range map[string]ForEachOptions{"Isolations": {Isolations: []Isolation{}}, "Plans": {Plans: []string{}}, "IDs": {IDs: []string{}}} {
+		_, ids, err := run(o)
+		require.ErrorIs(t, err, ErrNothingSelected, name)
+		require.Empty(t, ids, name)
+	}
 	t.Run("percent", func(t *testing.T) {
 		_, ten, err := run(ForEachOptions{Percent: 20})
 		require.NoError(t, err)

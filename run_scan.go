@@ -108,6 +108,9 @@ const (
 
 func (r *tenantRun) scanArgs(after string, limit int) []any {
 	var isolations []string
+	if r.o.Isolations != nil {
+		isolations = []string{} // an empty list is none, where NULL is all
+	}
 	for _, i := range r.o.Isolations {
 		isolations = append(isolations, i.String())
 	}

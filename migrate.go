@@ -205,7 +205,7 @@ const (
 	RunCurrent     RunState = "current"     // it was at the target version already
 	RunFailed      RunState = "failed"      // an error, with the transaction that it came from rolled back
 	RunUnknown     RunState = "unknown"     // the connection was lost, or closed by a cancellation, after something was sent
-	RunSkipped     RunState = "skipped"     // deleted meanwhile, or not there yet; Err says which
+	RunSkipped     RunState = "skipped"     // deleted, not there yet, or not looked at; Err says which
 	RunPending     RunState = "pending"     // nothing was done; only TenantDB.Pending reports it
 )
 

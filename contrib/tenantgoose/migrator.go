@@ -255,11 +255,15 @@ func noFolder(name string) error {
 
 // prepareDown is prepare for ways that go back, and returns the folder that they are about.
 func (m *Migrator) prepareDown(o *pgxtenant.ForEachOptions) (*folder, error) {
+	shared := slices.Equal(o.Isolations, rowOnly) // as given: prepare may make it so
 	if err := m.prepare(o); err != nil {
 		return nil, err
 	}
-	if slices.Equal(o.Isolations, rowOnly) {
+	if shared {
 		return m.shared, nil
+	}
+	if m.tenant == nil {
+		return nil, noFolder(tenantFolder)
 	}
 	o.SkipShared = true
 	if o.Isolations == nil {

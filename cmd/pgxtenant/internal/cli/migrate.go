@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 	"unicode"
 
@@ -215,15 +216,17 @@ The shared tables are left alone, unless --isolation is row: then it is they.`,
 	return cmd
 }
 
-// takenBack are the migrations that down takes back, the newest first.
+// takenBack are the migrations that down takes back, the newest first. They are of one folder, in which the newest may not be
+// the newest of all.
 func (m *migration) takenBack(all []tenantgoose.Migration, to bool) (back []tenantgoose.Migration) {
 	shared := len(m.o.Isolations) == 1 && m.o.Isolations[0] == pgxtenant.IsolationRow
-	for i := len(all) - 1; i >= 0; i-- {
-		if to && all[i].Version <= m.to || !to && all[i].Version != all[len(all)-1].Version {
-			break
-		}
-		if all[i].Shared == shared {
-			back = append(back, all[i])
+	for _, one := range slices.Backward(all) {
+		switch {
+		case one.Shared != shared:
+		case to && one.Version <= m.to || !to && len(back) > 0:
+			return back
+		default:
+			back = append(back, one)
 		}
 	}
 	return back
@@ -255,7 +258,7 @@ func (a *app) migrate(cmd *cobra.Command, db *pgxtenant.TenantDB, m *migration, 
 		return ofOptions(err)
 	}
 	if m.asJSON {
-		if err := a.out.json(a.viewOfReport(report, err)); err != nil {
+		if err := a.out.json(a.viewOfReport(report, err)); err != nil && !errors.Is(err, syscall.EPIPE) {
 			return err
 		}
 	} else {

@@ -10,7 +10,9 @@ import (
 
 // gently takes signals over from Main, whose context is not to be used any more. It makes of the first Ctrl-C a wish
 // that a run stops, and of the second one the end of its context. A third one ends the program. release ends it.
+// That whoever reads the output has gone, as head does, is no reason to die in the middle of a run.
 func (a *app) gently(ctx context.Context, say func(string)) (running context.Context, stop chan struct{}, release func()) {
+	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))

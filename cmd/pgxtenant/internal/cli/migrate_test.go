@@ -131,6 +131,39 @@ func TestMigrateGoesOnWithARun(t *testing.T) {
 	s.run("migrate", "down", "--dir", dir, "--yes", "--name", "back").fails(exitFailed, "cannot drop column tag", "pgxtenant migrate down --resume back --dir="+dir+" --yes\n")
 }
 
+// What is taken back is asked for, also where the newest migration is in the other folder, or there is no other.
+func TestMigrateDownAsks(t *testing.T) {
+	t.Parallel()
+	s := migrating(t, "acme")
+	const country = "create table country (code text) --down drop table country"
+	dir := migrations(t, "tenant/00001_tag.sql", addTag, "shared/00002_country.sql", country)
+	s.ok("migrate", "up", "--dir", dir)
+	require.Contains(t, s.ok("migrate", "down", "--dir", dir, "--dry-run"), "alter table note drop tag;")
+	s.run("migrate", "down", "--dir", dir).fails(exitRefused, "Take back tenant/00001_tag.sql, wherever")
+	s.run("migrate", "down", "--dir", dir, "--isolation", "row").fails(exitRefused, "Take back shared/00002_country.sql, wherever")
+	require.Equal(t, "id body tag", s.columns("tenant_acme"))
+
+	alone := migrations(t, "shared/00002_country.sql", country)
+	s.run("migrate", "down", "--dir", alone).fails(exitFailed, "the folder tenant has none")
+	s.ok("migrate", "down", "--dir", dir, "--isolation", "row", "--yes") // it was there
+}
+
+// A reader that goes away, as head does, does not end a run.
+func TestMigrateWithoutAReader(t *testing.T) {
+	t.Parallel()
+	s := migrating(t, "acme", "initech")
+	dir := migrations(t, "tenant/00001_tag.sql", "select pg_sleep(0.2); "+addTag)
+	cmd := program(t, t.Context(), s.env, "migrate", "up", "--dir", dir, "--concurrency", "1", "--json")
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	_, err = out.Read(make([]byte, 1))
+	require.NoError(t, err)
+	require.NoError(t, out.Close())
+	require.NoError(t, cmd.Wait())
+	require.Equal(t, "id body tag", s.columns("tenant_initech"))
+}
+
 func TestMigrateBadInput(t *testing.T) {
 	t.Parallel()
 	s := migrating(t, "acme")

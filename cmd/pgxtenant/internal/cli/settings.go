@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -171,12 +172,15 @@ func (s *settings) hasSecret() bool {
 	})
 }
 
+var yamlValue = regexp.MustCompile("(?s)'.*' referenced|`.*`|'.*' value")
+
 // withoutValues leaves out of a YAML error what it repeats of the file, which may be a secret: the lines remain, and
 // the names of fields that there are none of.
 func withoutValues(err error) error {
 	var typed *yaml.TypeError
 	if !errors.As(err, &typed) {
-		return err // of the form, with nothing but a line
+		// Of the form, with nothing but a line, unless it is one of these.
+		return errors.New(yamlValue.ReplaceAllString(err.Error(), "a value"))
 	}
 	var lines []string
 	for _, e := range typed.Errors {
@@ -227,12 +231,15 @@ func (s *settings) connStrings() []string {
 	return all
 }
 
+var passwordInURL = regexp.MustCompile(`(://[^\s/:@"]*:)[^\s"]*@`)
+
 // masked is the last line of defence: what speaks of connection strings does not repeat them in the first place.
 func (s *settings) masked(text string) string {
 	for _, secret := range s.secrets() {
 		text = strings.ReplaceAll(text, secret, "****")
 	}
-	return text
+	// What was given in a wrong place is known to be one by its form alone.
+	return passwordInURL.ReplaceAllString(text, "$1****@")
 }
 
 // key decodes a key of the config file or environment, base64 or hexadecimal.

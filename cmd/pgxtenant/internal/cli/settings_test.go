@@ -34,6 +34,8 @@ func TestConfigFileBadInput(t *testing.T) {
 		"admim: postgres://u:sEcret97@h/d":                            "line 1: field admim not found",
 		"admin: [sEcret97]":                                           "line 1: a value of a wrong kind",
 		"admin: \"postgres://sEcret97":                                "config file",
+		"registry_key: *sEcret97":                                     "unknown anchor a value",
+		"registry_key: !!int sEcret97":                                "cannot decode !!str a value",
 		"registry_ttl: sEcret97":                                      "line 1: a value of a wrong kind",
 		"servers: {eu: {admni: sEcret97}}":                            "field admni not found",
 		"admin: postgres:///d\nregistry_key: sEcret97!":               "registry_key: want bytes in base64 or hexadecimal",
@@ -53,4 +55,10 @@ func TestSecretsAreMasked(t *testing.T) {
 		require.NotContains(t, s.masked("x "+secret+" y"), secret)
 	}
 	require.Equal(t, "nothing here", s.masked("nothing here"))
+
+	// A connection string in the wrong place.
+	passwords.Store("sEcret98", true)
+	for _, args := range []string{"postgres://u:sEcret98@h/d", "init postgres://u:sEcret98@h/d", "tenant list --registry-ttl postgres://u:sEcret98@h/d"} {
+		run(t, nil, strings.Fields(args)...).fails(exitUsage, "postgres://u:****@h/d")
+	}
 }

@@ -53,9 +53,9 @@ type folder struct {
 	inGo       []*goose.Migration
 }
 
-// annotation is what a line means to goose.
+// annotation is what a line means to goose, in whatever case.
 func annotation(words string) *regexp.Regexp {
-	return regexp.MustCompile(`(?m)^[\t ]*--[^\n]*\+goose[\t ]+` + words + `[\t\r ]*$`)
+	return regexp.MustCompile(`(?mi)^[\t ]*--[^\n]*\+goose[\t ]+` + words + `[\t\r ]*$`)
 }
 
 var (

@@ -33,10 +33,19 @@ func parseLedger(text string) (l ledger, err error) {
 		case doubt:
 			l.doubt = append(l.doubt, v)
 		default:
-			l.applied = append(l.applied, v)
+			// Two rows of one version are what goose takes back at once.
+			l.applied = append(slices.DeleteFunc(l.applied, func(a int64) bool { return a == v }), v)
 		}
 	}
 	return l, nil
+}
+
+// doubtful is the error of a ledger with versions noted as not applied, or nil.
+func (l *ledger) doubtful() error {
+	if len(l.doubt) == 0 {
+		return nil
+	}
+	return fmt.Errorf("tenantgoose: its table %s has versions %s as not applied, from before goose 3; delete those rows", ledgerTable, joined(l.doubt))
 }
 
 func (l *ledger) has(version int64) bool { return slices.Contains(l.applied, version) }

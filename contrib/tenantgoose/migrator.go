@@ -351,6 +351,9 @@ func (m *Migrator) down(ctx context.Context, conn *pgx.Conn, f *folder, version 
 	if err != nil {
 		return err
 	}
+	if err := l.doubtful(); err != nil {
+		return err
+	}
 	slices.Reverse(l.applied)
 	l.applied = slices.DeleteFunc(l.applied, func(v int64) bool { return v <= version })
 	for _, v := range l.applied {

@@ -211,7 +211,11 @@ func TestOneFolder(t *testing.T) {
 	_, err = shared.Up(s.ctx, pgxtenant.ForEachOptions{Isolations: schemaOnly})
 	require.ErrorIs(t, err, goose.ErrNoMigrations)
 	_, err = shared.Down(s.ctx, pgxtenant.ForEachOptions{})
+	require.ErrorIs(t, err, goose.ErrNoMigrations, "the shared schemas go back where they are asked for")
+	require.NotEmpty(t, s.columns("country"))
+	_, err = shared.Down(s.ctx, pgxtenant.ForEachOptions{Isolations: rowOnly})
 	require.NoError(t, err)
+	require.Empty(t, s.columns("country"))
 
 	tenant := s.migrator(files("tenant/00001_a.sql", addColumn("a")))
 	report, err = tenant.Up(s.ctx, pgxtenant.ForEachOptions{})

@@ -51,6 +51,50 @@ func TestOneTenantFails(t *testing.T) {
 	require.Equal(t, 61, one[int](s, "select count(*) from pg_class where relname = 'made'"))
 }
 
+// Ledgers that somebody has written to: nothing is done where it is in doubt what was applied, and what is noted twice is
+// taken back once.
+func TestLedgersWrittenToByHand(t *testing.T) {
+	s := newSite(t)
+	s.tenants(3)
+	base := files("tenant/00001_a.sql", addColumn("a"), "tenant/00002_b.sql", addColumn("b"))
+	_, err := s.migrator(base).Up(s.ctx, pgxtenant.ForEachOptions{})
+	require.NoError(t, err)
+	s.d.Exec("insert into tenant_t0.goose_db_version (version_id, is_applied) values (2, true)",
+		"insert into tenant_t1.goose_db_version (version_id, is_applied) values (2, false)")
+	m := s.migrator(with(base, "tenant/00003_c.sql", addColumn("c")))
+	o := pgxtenant.ForEachOptions{SkipTemplates: true}
+	report, err := m.Up(s.ctx, o)
+	require.ErrorContains(t, err, "goose_db_version has versions 2 as not applied, from before goose 3; delete those rows")
+	require.Equal(t, []int{2, 1}, []int{report.Done, report.Failed})
+	require.Equal(t, []string{"tenant_t0.a", "tenant_t0.b", "tenant_t0.c", "tenant_t1.a", "tenant_t1.b", "tenant_t2.a", "tenant_t2.b", "tenant_t2.c"}, s.columns("note"))
+	report, err = m.DownTo(s.ctx, 1, o)
+	require.ErrorContains(t, err, "goose_db_version has versions 2 as not applied")
+	require.Equal(t, []int{2, 1}, []int{report.Done, report.Failed})
+	require.Equal(t, []string{"tenant_t0.a", "tenant_t1.a", "tenant_t1.b", "tenant_t2.a"}, s.columns("note"))
+}
+
+// What goose takes in any case does mean the same here: a way down, and that there is no transaction, so that it is not
+// tried again.
+func TestAnnotationsInLowerCase(t *testing.T) {
+	s := newSite(t)
+	m := s.migrator(files("tenant/00001_a.sql", strings.ToLower(addColumn("a"))))
+	o := pgxtenant.ForEachOptions{LockTimeout: 50 * time.Millisecond}
+	_, err := m.Up(s.ctx, o)
+	require.NoError(t, err)
+	_, err = m.DownTo(s.ctx, 0, o)
+	require.NoError(t, err)
+
+	m = s.migrator(files("tenant/00001_a.sql", "-- +goose no transaction\n-- +goose up\ncreate table made (id int);\nalter table note add a text;\n"), tenantgoose.AcceptEdits(1))
+	tx, err := s.db.Admin().Begin(s.ctx)
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(s.ctx) }()
+	_, err = tx.Exec(s.ctx, "lock template.note")
+	require.NoError(t, err)
+	_, err = m.Up(s.ctx, o)
+	require.ErrorContains(t, err, "runs outside of a transaction")
+	require.ErrorContains(t, err, "lock timeout")
+}
+
 // A tenant whose schema is gone fails alone.
 func TestSchemaIsMissing(t *testing.T) {
 	s := newSite(t)
@@ -228,7 +272,7 @@ func TestOddLedgers(t *testing.T) {
 		failures[f.Tenant] = f.Err.Error()
 	}
 	require.Len(t, failures, 2)
-	require.Contains(t, failures["t1"], "2 as not applied, by an old goose")
+	require.Contains(t, failures["t1"], "versions 2 as not applied, from before goose 3")
 	require.Contains(t, failures["t2"], `column "a" of relation "note" already exists`, "without its ledger it counts as new")
 
 	_, err = m.DownTo(s.ctx, 0, pgxtenant.ForEachOptions{IDs: []string{"t0"}})

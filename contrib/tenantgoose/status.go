@@ -73,8 +73,8 @@ func (l *ledger) status(f *folder) Status {
 			s.Unknown = append(s.Unknown, v)
 		}
 	}
-	if len(l.doubt) > 0 {
-		s = Status{Err: fmt.Errorf("tenantgoose: its table %s has versions %s as not applied, from before goose 3; delete those rows", ledgerTable, joined(l.doubt))}
+	if err := l.doubtful(); err != nil {
+		s = Status{Err: err}
 	}
 	return s
 }

@@ -28,10 +28,19 @@ func (s *store) TableExists(ctx context.Context, db database.DBTxConn) (exists b
 }
 
 func (s *store) ListMigrations(ctx context.Context, db database.DBTxConn) (list []*database.ListMigrationsResult, err error) {
-	if s.list == nil {
-		s.list, err = s.Store.ListMigrations(ctx, db)
+	if s.list != nil {
+		return s.list, nil
 	}
-	return s.list, err
+	if s.list, err = s.Store.ListMigrations(ctx, db); err != nil {
+		return nil, err
+	}
+	var l ledger
+	for _, m := range s.list {
+		if !m.IsApplied && m.Version != 0 {
+			l.doubt = append(l.doubt, m.Version)
+		}
+	}
+	return s.list, l.doubtful()
 }
 
 // GetLatestVersion is asked at the end, for a log that nobody reads.

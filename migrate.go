@@ -50,7 +50,9 @@ const (
 // The function must promise that it may be called again for the same tenant after it has failed, or was cut off at any
 // place: each of its transactions is all or nothing and, once committed, is not done a second time, as migrations are
 // that record themselves in a table in the same transaction. It must not keep the connection, nor change the session's
-// advisory locks. What else it leaves on the session, an open transaction included, does not reach the next tenant.
+// advisory locks. What else it leaves on the session, an open transaction included, does not reach the next tenant. Behind a
+// pooler that gives each transaction another session it does: SET, SET ROLE, LISTEN and temporary tables stay with the pooler's session,
+// for whoever has it next. Use SET LOCAL there, or let ForEachOptions.AdjustConn lead past the pooler.
 //
 // A panic in it is the tenant's failure, with the stack in its error.
 type ForEachFunc = func(ctx context.Context, conn *pgx.Conn, t Tenant) error
@@ -120,7 +122,8 @@ type ForEachOptions struct {
 	Target string
 
 	// Canaries are the IDs of tenants that come first, with those for which Canary returns true, among those
-	// selected. Unless PassCanaries is set, a failure of one stops the run when all of them are through.
+	// selected. Unless PassCanaries is set, a failure of one stops the run when all of them are through. An ID that the
+	// registry does not know is an error as in IDs: the others would be done without a canary.
 	Canaries     []string
 	Canary       func(Tenant) bool
 	PassCanaries bool

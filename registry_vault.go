@@ -105,7 +105,10 @@ func (v *vault) load(id, stored string) (string, error) {
 		}
 		return "", fmt.Errorf("pgxtenant: registry: tenant %q's connection string is encrypted with key %s, which is neither RegistryConfig.Key nor one of OldKeys", id, clip(name))
 	}
-	return "", fmt.Errorf("pgxtenant: registry: tenant %q's connection string is stored in a form (%q) that RegistryConfig does not allow", id, clip(kind))
+	if kind != "plain" && kind != "aes" {
+		kind = "neither plain, aes nor ref" // and is not shown: of a row that was written by hand it may be the whole secret
+	}
+	return "", fmt.Errorf("pgxtenant: registry: tenant %q's connection string is stored in a form (%s) that RegistryConfig does not allow", id, kind)
 }
 
 func (k *vaultKey) open(id, text string) (string, error) {

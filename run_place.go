@@ -120,6 +120,12 @@ var errTargetBusy = errors.New("pgxtenant: another session is at work on it")
 // place is the tenant's.
 func (p *runPlace) enter(ctx context.Context, conn *pgx.Conn, t *runTarget) error {
 	o := &p.run.o
+	if t.tenant.Isolation == IsolationSchema {
+		// The registry's row may have been written by hand, and no checkout been asked.
+		if err := validSchema(t.tenant.Schema); err != nil {
+			return fmt.Errorf("%w: schema %q: %w", ErrInvalidTenant, clip(t.tenant.Schema), err)
+		}
+	}
 	// The database's own mark, as ALTER DATABASE … SET left it: what the session has may have been bound.
 	mark := `coalesce((select pg_catalog.substr(c, pg_catalog.strpos(c, '=') + 1) from pg_catalog.pg_db_role_setting s, pg_catalog.unnest(s.setconfig) c
 		where s.setdatabase = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database()) and s.setrole = 0

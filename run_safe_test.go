@@ -93,3 +93,50 @@ func TestForEachTooManyAtOnce(t *testing.T) {
 	_, err := newFleet(t, 0).db.ForEach(context.Background(), ForEachOptions{Concurrency: math.MaxInt}, upgrade)
 	require.ErrorContains(t, err, "Concurrency is 9223372036854775807; want 10000 at most")
 }
+
+// While a call is between two tenants its run is neither purged nor begun anew.
+func TestForEachBetweenTwoTenants(t *testing.T) {
+	t.Parallel()
+	fl := newFleet(t, 2)
+	ctx := context.Background()
+	o := ForEachOptions{Name: "v2", SkipShared: true, Concurrency: 1}
+	looks := 0
+	fresh := o
+	fresh.Fresh = true
+	o.OnProgress = func(p RunProgress) {
+		if p.Done != 1 || p.Running != 0 {
+			return
+		}
+		looks++
+		purged, err := fl.db.PurgeRuns(ctx, 0)
+		require.NoError(t, err)
+		require.Zero(t, purged)
+		_, err = fl.db.ForEach(ctx, fresh, upgrade)
+		require.ErrorContains(t, err, `a process is at work in run "v2"`)
+	}
+	_, err := fl.db.ForEach(ctx, o, upgrade)
+	require.NoError(t, err)
+	require.NotZero(t, looks)
+	require.Equal(t, 2, fl.upgraded())
+	fl.quiet()
+}
+
+// Rows of the registry that were written by hand: a schema's name that the server takes for another's, and a connection
+// string that is no form of ours, which no error repeats. And a canary that is misspelt is no run without one.
+func TestForEachRowsWrittenByHand(t *testing.T) {
+	t.Parallel()
+	fl := newFleet(t, 1)
+	ctx := context.Background()
+	fl.d.Exec(`create schema "$user"`, `insert into pgxtenant.tenant (id, plan, isolation, schema, holds, conn, server, status, settings) values
+		('user', '', 'schema', '$user', '$user', '', '', 'active', '{}'), ('plain', '', 'database', '', '', 'host=h password=sEcret', '', 'active', '{}')`)
+	report, err := fl.db.ForEach(ctx, ForEachOptions{SkipShared: true}, upgrade)
+	require.ErrorIs(t, err, ErrInvalidTenant)
+	require.Equal(t, []int{1, 2}, []int{report.Done, report.Failed})
+	require.ErrorContains(t, resultOf(t, report, "user").Err, "the server replaces it by the role's name")
+	require.ErrorContains(t, resultOf(t, report, "plain").Err, "stored in a form")
+	require.NotContains(t, err.Error()+resultOf(t, report, "plain").Err.Error(), "sEcret")
+
+	_, err = fl.db.ForEach(ctx, ForEachOptions{Canaries: []string{"T0000"}}, upgrade)
+	require.ErrorIs(t, err, ErrTenantNotFound)
+	require.ErrorContains(t, err, "T0000")
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -84,8 +85,10 @@ func (r *tenantRun) enter(ctx context.Context) error {
 					o.Name, options, o.fingerprint())
 			}
 			r.resumed = true
-			_, err = tx.Exec(ctx, "update pgxtenant.run set ended = null where id = $1", r.id)
-			return err
+			if _, err = tx.Exec(ctx, "update pgxtenant.run set ended = null where id = $1", r.id); err != nil {
+				return err
+			}
+			return r.attend(ctx, tx)
 		})
 	})
 }
@@ -95,17 +98,30 @@ func (r *tenantRun) insert(ctx context.Context, tx pgx.Tx) error {
 	if err := r.known(ctx, tx); err != nil {
 		return err
 	}
-	return tx.QueryRow(ctx, "insert into pgxtenant.run (name, started_by, options) values ($1, $2, $3) returning id, clock_timestamp()",
+	err := tx.QueryRow(ctx, "insert into pgxtenant.run (name, started_by, options) values ($1, $2, $3) returning id, clock_timestamp()",
 		r.o.Name, r.o.By, r.o.fingerprint()).Scan(&r.id, &r.began)
+	if err != nil {
+		return err
+	}
+	return r.attend(ctx, tx)
+}
+
+// attend claims the run itself, by the name of this call, so that PurgeRuns and Fresh see that somebody is at work in it
+// between two tenants too.
+func (r *tenantRun) attend(ctx context.Context, tx pgx.Tx) error {
+	_, err := tx.Exec(ctx, `insert into pgxtenant.run_claim (kind, target, runner, run, expires)
+		values ('run', $1, $1, $2, clock_timestamp() + $3::bigint * interval '1 microsecond')
+		on conflict (kind, target) do update set run = excluded.run, expires = excluded.expires`, r.runner, r.id, r.o.Lease.Microseconds())
+	return err
 }
 
 func (r *tenantRun) replace(ctx context.Context, tx pgx.Tx) error {
-	var busy int
-	if err := tx.QueryRow(ctx, "select count(*) from pgxtenant.run_claim where run = $1 and expires > clock_timestamp()", r.id).Scan(&busy); err != nil {
+	var busy bool
+	if err := tx.QueryRow(ctx, "select exists (select from pgxtenant.run_claim where run = $1 and expires > clock_timestamp())", r.id).Scan(&busy); err != nil {
 		return err
 	}
-	if busy > 0 {
-		return fmt.Errorf("pgxtenant: a process is at work on %d tenants in run %q; Fresh must wait until it has ended", busy, r.o.Name)
+	if busy {
+		return fmt.Errorf("pgxtenant: a process is at work in run %q; Fresh must wait until it has ended", r.o.Name)
 	}
 	if _, err := tx.Exec(ctx, "update pgxtenant.run set state = 'abandoned' where id = $1", r.id); err != nil {
 		return err
@@ -113,12 +129,13 @@ func (r *tenantRun) replace(ctx context.Context, tx pgx.Tx) error {
 	return r.insert(ctx, tx)
 }
 
-// known checks that the registry has all of the IDs.
+// known checks that the registry has all of the IDs that the options name.
 func (r *tenantRun) known(ctx context.Context, tx pgx.Tx) error {
-	if r.o.IDs == nil {
+	named := slices.Concat(r.o.IDs, r.o.Canaries)
+	if len(named) == 0 {
 		return nil
 	}
-	rows, err := tx.Query(ctx, "select i.id from unnest($1::text[]) i(id) where not exists (select from pgxtenant.tenant t where t.id = i.id) limit 10", r.o.IDs)
+	rows, err := tx.Query(ctx, "select i.id from unnest($1::text[]) i(id) where not exists (select from pgxtenant.tenant t where t.id = i.id) limit 10", named)
 	if err != nil {
 		return err
 	}
@@ -247,8 +264,9 @@ func (r *tenantRun) beat(ctx context.Context) error {
 // leave ends this call's part in the run.
 func (r *tenantRun) leave(ctx context.Context, complete bool) error {
 	return r.book(ctx, func(ctx context.Context) error {
-		_, err := r.books.Exec(ctx, `update pgxtenant.run set ended = clock_timestamp(), state = case when $2 and state = 'open' then 'complete' else state end
-			where id = $1`, r.id, complete)
+		_, err := r.books.Exec(ctx, `with left_alone as (delete from pgxtenant.run_claim where kind = 'run' and target = $3)
+			update pgxtenant.run set ended = clock_timestamp(), state = case when $2 and state = 'open' then 'complete' else state end
+			where id = $1`, r.id, complete, r.runner)
 		return err
 	})
 }

@@ -71,6 +71,9 @@ func (a *app) status(cmd *cobra.Command, m *migration, pending, check bool) erro
 		if len(s.Missing) > 0 {
 			lacks += fmt.Sprintf(", %d of them older", len(s.Missing))
 		}
+		if len(s.Unknown) > 0 {
+			lacks += fmt.Sprintf("; %d applied of no file", len(s.Unknown))
+		}
 		switch {
 		case s.Err != nil:
 			if version, lacks = "?", "not looked at"; !s.Skipped {

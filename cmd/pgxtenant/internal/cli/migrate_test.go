@@ -106,6 +106,8 @@ func TestMigrateUpStatusPlanDown(t *testing.T) {
 		s.run(on(command)...).fails(exitFailed, "tenant/00002_tag.sql; undo the edit", "take it by --accept-edits 2\n")
 	}
 	s.ok(on("up", "--accept-edits", "2")...)
+	require.NoError(t, os.Rename(edited, filepath.Join(dir, "tenant", "00003_tag.sql")))
+	require.Regexp(t, `acme +schema +\S+ +2 +1; 1 applied of no file\n`, s.ok(on("status")...))
 }
 
 // A failure is told, the others go on, and the run is gone on with by what is said.
@@ -129,6 +131,7 @@ func TestMigrateGoesOnWithARun(t *testing.T) {
 	s.run("migrate", "up", "--dir", dir, "--resume", "a", "--name", "b").fails(exitUsage, "name two runs")
 	s.Exec("create view tenant_initech.tag_of_note as select tag from tenant_initech.note")
 	s.run("migrate", "down", "--dir", dir, "--yes", "--name", "back").fails(exitFailed, "cannot drop column tag", "pgxtenant migrate down --resume back --dir="+dir+" --yes\n")
+	s.run("migrate", "down", "--dir", dir, "--resume", "back", "--yes", "--id", "acme").fails(exitFailed, "was begun with other options", "finish it with those, or take another --name")
 }
 
 // What is taken back is asked for, also where the newest migration is in the other folder, or there is no other.

@@ -80,8 +80,12 @@ func (r *Report) Err() error {
 // String returns the report as text for a terminal.
 func (r *Report) String() string {
 	var sb strings.Builder
-	fmt.Fprintf(&sb, "Audit of database %s for role %s, with %d tables of tenants. Errors: %d, warnings: %d, notes: %d.\n",
-		r.Database, r.Role, r.TenantTables, r.Count(SeverityError), r.Count(SeverityWarning), r.Count(SeverityInfo))
+	tables := "tables"
+	if r.TenantTables == 1 {
+		tables = "table"
+	}
+	fmt.Fprintf(&sb, "Audit of database %s for role %s, with %d %s of tenants. Errors: %d, warnings: %d, notes: %d.\n",
+		r.Database, r.Role, r.TenantTables, tables, r.Count(SeverityError), r.Count(SeverityWarning), r.Count(SeverityInfo))
 	for _, f := range r.Findings {
 		allowed := ""
 		if f.Allowed {

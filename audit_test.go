@@ -369,6 +369,7 @@ error (allowed): rls-off: table public.y
 	text, err := json.Marshal(r.Findings[0])
 	require.NoError(t, err)
 	require.JSONEq(t, `{"code":"rls-off","severity":"error","object":"table public.note","allows":"Rows are open.","mend":"alter table a;\nalter table b;"}`, string(text))
+	require.Contains(t, (&Report{TenantTables: 1}).String(), ", with 1 table of tenants.")
 	var many Report
 	for range 30 {
 		many.Findings = append(many.Findings, r.Findings[0])

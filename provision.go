@@ -23,13 +23,13 @@ func WithAliases(aliases ...string) ProvisionOption {
 }
 
 // Provision makes a tenant: its row in the registry, with StatusProvisioning, then its schema, as a copy
-// of Config.Template, or its database, on one of Config.Servers, with the grants for the application's
-// role; and last it gives the tenant the Status of t, so that nobody is served a tenant that is not
+// of Config.Template with the grants that it has, or its database, on one of Config.Servers, with CONNECT
+// for the application's role; and last it gives the tenant the Status of t, so that nobody is served a tenant that is not
 // whole. It needs Config.Registry and Config.Admin.
 //
 // A call that fails or dies at any step is completed by the same call, from any process; two at once make
 // one tenant. Provisioning a tenant that is there already, in the same place, is no error and changes nothing
-// about it; one that is elsewhere, or is being deleted, is ErrTenantExists.
+// about it, but makes a schema or database anew that has gone missing; one that is elsewhere, or is being deleted, is ErrTenantExists.
 //
 // A database tenant whose ConnString is set has a database already: none is made, and OnServer is refused.
 func (db *TenantDB) Provision(ctx context.Context, t Tenant, options ...ProvisionOption) error {

@@ -43,6 +43,9 @@ func TestCreateTellsOfASchemaWithoutUsage(t *testing.T) {
 	r := s.run("tenant", "create", "acme", "--isolation", "schema")
 	require.Zero(t, r.code)
 	require.Empty(t, r.err)
+	s.Exec("drop schema tenant_acme cascade")
+	require.Contains(t, s.ok("tenant", "create", "acme", "--isolation", "schema"), "is there already, and active, with all that it needs")
+	s.Exec("select from tenant_acme.note") // made anew
 	s.Exec("revoke usage on schema template from " + s.App)
 	r = s.run("tenant", "create", "initech", "--isolation", "schema")
 	require.Zero(t, r.code)

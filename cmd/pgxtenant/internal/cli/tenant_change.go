@@ -30,7 +30,8 @@ func (a *app) tenantCreate() *cobra.Command {
 		Long: `Makes a tenant: its record in the registry, and then its schema, as a copy of
 the template, or its database, on one of the servers of the config file. It is
 served when all is there. A call that was interrupted is completed by the same
-call, and for a tenant that is there already nothing is changed.
+call. For a tenant that is there already nothing is changed, but a schema or
+database that has gone missing is made anew, without its data.
 
 With --connection-stdin the tenant has a database already, to which the
 connection string leads that is read from standard input.`,
@@ -121,7 +122,7 @@ func (a *app) create(ctx context.Context, db *pgxtenant.TenantDB, c *creation) e
 		return err
 	}
 	if there {
-		a.out.line("Tenant %s is there already, and %s; nothing was changed.", c.tenant.ID, before.Status)
+		a.out.line("Tenant %s is there already, and %s, with all that it needs; its record was not changed.", c.tenant.ID, before.Status)
 		return nil
 	}
 	made, err := db.Registry().Get(ctx, c.tenant.ID)

@@ -16,7 +16,7 @@ import (
 
 // ForEach calls f for every tenant that the options select, several at once, with a connection placed where the tenant's
 // data are: see [ForEachFunc] for the connection and for what f must promise. It needs Config.Registry, whose tables
-// Registry.Install brings up to date, and Config.Admin.
+// Registry.Install brings up to date, and Config.Admin; without them it fails with ErrNoRegistry or ErrNoAdmin.
 //
 // What became of each tenant is kept in the registry, so that a call under the same ForEachOptions.Name does what an
 // earlier one has left, whether that failed, was stopped, or died. Calls at once, in any number of processes, never have

@@ -19,7 +19,8 @@ import (
 //
 // The table is a bare name. It is looked for where the tenant's data are: in Tenant.Schema, in the first of Config.SharedSchemas that
 // exists, or in the current schema of a tenant's database. A tenant that has no such table there is missing from
-// what is returned. The expression is SQL over all rows of it, such as max(version), and is returned as text; null as "".
+// what is returned. The expression is SQL over all rows of it, such as max(version), put into the query as
+// it is, so it must not come from a tenant. Its value is returned as text; null as "".
 func (db *TenantDB) Ledgers(ctx context.Context, conn *pgx.Conn, tenants []Tenant, table, expression string) (map[string]string, error) {
 	places := make(map[string]string, len(tenants)) // schema to tenant
 	for _, t := range tenants {

@@ -110,7 +110,7 @@ func (db *TenantDB) resultPage(ctx context.Context, books *pgxpool.Pool, run int
 
 // PurgeRuns removes from the registry what it keeps of runs that were begun longer than age ago, whether they were
 // completed or not, and returns how many. One that a process is at work in stays. It also forgets the claims of
-// processes that have died.
+// processes that have died. An age of zero or less means all runs.
 func (db *TenantDB) PurgeRuns(ctx context.Context, age time.Duration) (int, error) {
 	books, err := db.runBooks()
 	if err != nil {

@@ -261,10 +261,10 @@ func (r *tenantRun) beat(ctx context.Context) error {
 	return err
 }
 
-// leave ends this call's part in the run.
+// leave ends this call's part in the run. Calls that have died left nobody to take over what attend claimed.
 func (r *tenantRun) leave(ctx context.Context, complete bool) error {
 	return r.book(ctx, func(ctx context.Context) error {
-		_, err := r.books.Exec(ctx, `with left_alone as (delete from pgxtenant.run_claim where kind = 'run' and target = $3)
+		_, err := r.books.Exec(ctx, `with left_alone as (delete from pgxtenant.run_claim where kind = 'run' and (target = $3 or expires < clock_timestamp()))
 			update pgxtenant.run set ended = clock_timestamp(), state = case when $2 and state = 'open' then 'complete' else state end
 			where id = $1`, r.id, complete, r.runner)
 		return err

@@ -64,6 +64,7 @@ var ReadParallel = Job{
 		{What: "recipe: the hook, and a reset in AfterRelease", Base: "pool", Way: "hookreset", Rate: true, Allocs: noLimit},
 		{What: "recipe: a transaction around the query", Base: "pool", Way: "transaction", Rate: true, Allocs: noLimit},
 		{What: "policies alone: one tenant for ever on the session", Base: "pool", Way: "session", Rate: true, Allocs: noLimit},
+		{What: "row tenant, with Config.ArrivalOrder", Base: "pool", Way: "arrival", Rate: true, Allocs: noLimit},
 		{What: "row tenant, strict", Base: "pool", Way: "strict", Rate: true, Allocs: noLimit},
 		{What: "row tenant, sealed", Base: "pool", Way: "sealed", Rate: true, Allocs: noLimit},
 		{What: "schema tenant, against names with the schema", Base: "poolschema", Way: "schema", Rate: true, Allocs: noLimit},
@@ -184,6 +185,9 @@ func openRead(ctx context.Context, l *Lab, at place) (ways []Way, err error) {
 		return ways, err
 	}
 	if _, err = bound("uncounted", rows(), func(c *pgxtenant.Config) { c.DisableLoad = true }); err != nil {
+		return ways, err
+	}
+	if _, err = bound("arrival", rows(), func(c *pgxtenant.Config) { c.ArrivalOrder = true }); err != nil {
 		return ways, err
 	}
 	if _, err = bound("strict", rows(), func(c *pgxtenant.Config) { c.Strict = true }); err != nil {

@@ -159,7 +159,7 @@ var prefix = regexp.MustCompile(`(?m)(^|[:;] )(?:pgxtenant|tenantgoose): `)
 // inOurWords says what the package's errors name as an operator knows it.
 var inOurWords = strings.NewReplacer(
 	"call Registry.Install", "run pgxtenant init", "Registry.Install", "pgxtenant init", "call InstallSeal", "run pgxtenant init",
-	"take another Name, or set Fresh", "or take another --name", "WithOutOfOrder", "--out-of-order", "DatabaseOptions.Template", "the server's template",
+	"take another Name, or set Fresh", "or take another --name, or --fresh", "WithOutOfOrder", "--out-of-order", "DatabaseOptions.Template", "the server's template",
 	"Provision makes it, or Deprovision removes the tenant", "tenant create makes it, or tenant delete removes the tenant", "Provision completes it", "tenant create completes it", "Deprovision removes it", "tenant delete removes it",
 	"Config.Admin", "--admin", "Config.Shared", "--database", "Config.TemplateReference", "--template-reference", "Config.Template", "--template", "Config.Servers", "servers",
 	"RegistryConfig.TTL", "--registry-ttl", "RegistryConfig.StaleOnError", "--registry-stale", "Config.AuditAllow", "audit.allow",

@@ -36,8 +36,9 @@ worked on, and says how to go on with it; a second Ctrl-C cancels those too.`,
 		Example: `  pgxtenant migrate plan
   pgxtenant migrate up --canary acme --stop-after 5
   pgxtenant migrate status --pending
+  pgxtenant migrate runs release-42
   pgxtenant migrate down --to 41 --id acme`,
-	}, a.migrateUp(), a.migrateDown(), a.migrateStatus(), a.migratePlan())
+	}, a.migrateUp(), a.migrateDown(), a.migrateStatus(), a.migratePlan(), a.migrateRuns())
 }
 
 // migration is what a migrate command is told.
@@ -81,6 +82,7 @@ func (m *migration) pace(f *pflag.FlagSet) {
 	f.DurationVar(&m.o.StatementTimeout, "statement-timeout", pgxtenant.DefaultRunStatementTimeout, "how long a statement may take")
 	f.StringVar(&m.o.Name, "name", "", "`name` of the run (default: made of the time)")
 	f.StringVar(&m.resume, "resume", "", "go on with the run of this `name`; its selection must be given again")
+	f.BoolVar(&m.o.Fresh, "fresh", false, "begin anew, and give up a run of the same --name that was not completed")
 	f.BoolVar(&m.o.FailedOnly, "failed-only", false, "with --resume: only what has failed")
 }
 
@@ -238,6 +240,9 @@ func (a *app) migrate(cmd *cobra.Command, db *pgxtenant.TenantDB, m *migration, 
 		if m.o.Name != "" && m.o.Name != m.resume {
 			return usagef("--name and --resume name two runs")
 		}
+		if m.o.Fresh {
+			return usagef("--resume goes on with a run, and --fresh gives it up")
+		}
 		if err := resumable(cmd.Context(), db, m.resume); err != nil {
 			return err
 		}
@@ -355,7 +360,7 @@ func resumption(cmd *cobra.Command, name string, width int) string {
 	words := []string{cmd.CommandPath(), "--resume", quoted(name)}
 	shared := cmd.Root().PersistentFlags()
 	cmd.Flags().Visit(func(f *pflag.Flag) {
-		if f.Name == "name" || f.Name == "resume" || f.Name == "failed-only" || shared.Lookup(f.Name) != nil {
+		if f.Name == "name" || f.Name == "resume" || f.Name == "failed-only" || f.Name == "fresh" || shared.Lookup(f.Name) != nil {
 			return
 		}
 		value := f.Value.String()

@@ -119,6 +119,7 @@ func TestMigrateGoesOnWithARun(t *testing.T) {
 	r := s.run("migrate", "up", "--dir", dir, "--concurrency", "1", "--admin", s.OwnerURL())
 	r.fails(exitFailed, "initech failed:", `column "tag" of relation "note" already exists`, "1 of 4 failed", "left to do: 1", "Go on with it by:\n  pgxtenant migrate up --resume up-")
 	require.Equal(t, "id body tag", s.columns("tenant_umbrella"))
+	require.Regexp(t, `up-\S+ +\S+ +\S+ \S+ +not completed +3 +0 +1 +0\n`, s.ok("migrate", "runs"))
 	s.Exec("alter table tenant_initech.note drop tag")
 	_, command, _ := strings.Cut(r.err, "Go on with it by:\n  pgxtenant ")
 	require.NotContains(t, command, "postgres://")
@@ -126,12 +127,22 @@ func TestMigrateGoesOnWithARun(t *testing.T) {
 	require.Contains(t, out, "It was resumed.")
 	require.Equal(t, "id body tag", s.columns("tenant_initech"))
 	name := strings.Fields(command)[3]
+	require.Empty(t, s.ok("migrate", "runs", name), "nothing has failed in the end")
+	require.Contains(t, s.ok("migrate", "runs", name, "--all"), "initech: done, from 0 to 1\n")
+	s.run("migrate", "runs", "nope").fails(exitFound, `there has been no run "nope"; migrate runs lists them`)
+	s.run("migrate", "up", "--dir", dir, "--resume", name, "--fresh").fails(exitUsage, "--resume goes on with a run, and --fresh gives it up")
 	s.run("migrate", "up", "--dir", dir, "--resume", name).fails(exitFound, "is complete")
 	s.run("migrate", "up", "--dir", dir, "--resume", "nope").fails(exitFound, `there is no run "nope"; none is incomplete`)
 	s.run("migrate", "up", "--dir", dir, "--resume", "a", "--name", "b").fails(exitUsage, "name two runs")
 	s.Exec("create view tenant_initech.tag_of_note as select tag from tenant_initech.note")
 	s.run("migrate", "down", "--dir", dir, "--yes", "--name", "back").fails(exitFailed, "cannot drop column tag", "pgxtenant migrate down --resume back --dir="+dir+" --yes\n")
-	s.run("migrate", "down", "--dir", dir, "--resume", "back", "--yes", "--id", "acme").fails(exitFailed, "was begun with other options", "finish it with those, or take another --name")
+	s.run("migrate", "down", "--dir", dir, "--resume", "back", "--yes", "--id", "acme").fails(exitFailed, "was begun with other options", "finish it with those, or take another --name, or --fresh")
+	require.Regexp(t, `^initech: failed: .*cannot drop column tag.*\n$`, s.ok("migrate", "runs", "back"))
+	var failed struct{ Tenant, State, Error string }
+	require.NoError(t, json.Unmarshal([]byte(s.ok("migrate", "runs", "back", "--json")), &failed))
+	require.Equal(t, "initech failed", failed.Tenant+" "+failed.State)
+	require.Contains(t, failed.Error, "cannot drop column tag")
+	s.ok("migrate", "down", "--dir", dir, "--name", "back", "--fresh", "--yes", "--id", "acme")
 }
 
 // What is taken back is asked for, also where the newest migration is in the other folder, or there is no other.
@@ -177,6 +188,8 @@ func TestMigrateBadInput(t *testing.T) {
 		says string
 	}{
 		{"migrate", exitUsage, "say which"},
+		{"migrate runs", exitFound, "there has been no run"},
+		{"migrate runs --limit 0", exitUsage, "--limit is 0"},
 		{"migrate up --dir /nowhere", exitUsage, `there is no folder of migrations "/nowhere"`},
 		{"migrate up --dir " + t.TempDir(), exitUsage, "has neither a folder shared nor a folder tenant"},
 		{"migrate up --isolation x --dir " + dir, exitUsage, `there is no isolation "x"`},

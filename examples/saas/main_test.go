@@ -209,6 +209,16 @@ func (l *live) as(t *testing.T, tenant, method, path, body string) reply {
 	return r
 }
 
+// clear deletes what an earlier run of the same test has left.
+func (l *live) clear(t *testing.T, tenants ...string) {
+	t.Helper()
+	for _, tenant := range tenants {
+		for _, p := range l.as(t, tenant, "GET", "/projects", "").list(t) {
+			require.Equal(t, http.StatusNoContent, l.as(t, tenant, "DELETE", "/projects/"+p.ID.String(), "").code)
+		}
+	}
+}
+
 // send sends a request to a host, with a key unless that is empty.
 func (l *live) send(ctx context.Context, host, key, method, path, body string) (reply, error) {
 	r, err := http.NewRequestWithContext(ctx, method, "http://"+l.public+path, strings.NewReader(body))

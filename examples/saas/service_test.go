@@ -99,6 +99,7 @@ func TestWithoutRedisAllGoesOn(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(server.kill)
 	s := start(t, settings{redis: server.options()}, slog.DiscardHandler)
+	s.clear(t, "bereft")
 
 	const clients, rounds = 2, 16 // less than the plan's burst in all
 	var halfway, all sync.WaitGroup

@@ -488,11 +488,10 @@ func (s *isolatedPools) startJanitorLocked() {
 	if timeout >= 0 {
 		step = min(step, max(timeout/4, time.Millisecond))
 	}
-	s.setClock()
+	looked := s.setClock()
 	s.wg.Go(func() {
 		ticker := time.NewTicker(step)
 		defer ticker.Stop()
-		looked := s.setClock()
 		for {
 			select {
 			case <-s.db.closing:

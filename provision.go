@@ -222,14 +222,7 @@ func (db *TenantDB) staleAnswersGone(ctx context.Context, changed time.Time) err
 	if err := db.registry.write.QueryRow(ctx, "select clock_timestamp()").Scan(&now); err != nil {
 		return err
 	}
-	wait := time.NewTimer(db.registry.config.TTL + db.registry.config.StaleOnError - now.Sub(changed))
-	defer wait.Stop()
-	select {
-	case <-wait.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return sleep(ctx, db.registry.config.TTL+db.registry.config.StaleOnError-now.Sub(changed))
 }
 
 // runPatience is how long Deprovision waits for a run: longer than DefaultRunLease, for that of a process that has died,

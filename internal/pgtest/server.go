@@ -101,7 +101,7 @@ func (s *Server) Close() error {
 func (s *Server) Stop() error { return s.stop(stopFast) }
 
 // Kill stops the server as a crash would: nothing is said to clients, and the
-// next Start recovers from the log.
+// next Start recovers from the log: what was committed is there.
 func (s *Server) Kill() error { return s.stop(stopImmediate) }
 
 // Start starts a stopped server again. It returns when the server accepts connections.

@@ -18,7 +18,7 @@ import (
 // With format=json, or where JSON is accepted and HTML is not, the answer is a [DebugState].
 //
 // It holds tenants' IDs, counts, and names of tables that LastAudit found something about; no data, no text of any statement or
-// error. It asks nobody who he is: mount it where only operators come. It runs nothing on any database.
+// error. It authenticates nobody: mount it where only operators can reach it. It runs nothing on any database.
 func (db *TenantDB) DebugHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {

@@ -36,10 +36,10 @@
 //     The search_path is bound with the tenant. If the schema is missing the statement fails. A table
 //     missing from it is looked up in the shared schemas, which are Config.SharedSchemas. For tenants
 //     whose tables differ, or are saved and restored alone.
-//   - [IsolationDatabase]: in a database of its own, on any server, by way of a pool of its own that is
-//     opened on first use and closed when idle. The database says whose it is (ALTER DATABASE ... SET
-//     app.current_tenant_id), which each new connection checks. For tenants who need a server,
-//     a place or a password to themselves.
+//   - [IsolationDatabase]: in a database of its own, on any server, by way of a pool of its own (an isolated
+//     pool, in what follows), which is opened on first use and closed when idle. The database says whose it
+//     is (ALTER DATABASE ... SET app.current_tenant_id), which each new connection checks. For tenants who
+//     need a server, a place or a password to themselves.
 //
 // The policy of a shared table compares its tenant column with the setting, and must refuse NULL and the
 // empty string, one of which the setting holds where no tenant is bound:

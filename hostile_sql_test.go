@@ -411,3 +411,22 @@ func everyResult(t *testing.T, db *TenantDB, ctx context.Context, text string) s
 	}
 	return out
 }
+
+// In the simple protocol pgx sends a batch as one text. A statement of it that ends in a comment does not
+// swallow the next one, nor does the binding's own end in one.
+func TestACommentInABatchSwallowsNothing(t *testing.T) {
+	t.Parallel()
+	d := docsDB(t)
+	for _, m := range modes {
+		pool := boundPool(t, d.AppURL(), mode(m))
+		for _, first := range []string{"select 'x' --", "select 'x' -- ; rollback", "select 'x' /* ; */", "-- c\nselect 'x'"} {
+			batch := &pgx.Batch{}
+			batch.Queue(first)
+			batch.Queue("select body from docs where $1 order by id", true)
+			results := pool.SendBatch(as("b"), batch)
+			require.Equal(t, []string{"x"}, strs(t, batchQuerier{results}, as("b"), ""), "%v: %s", m, first)
+			require.Equal(t, []string{"b1", "b2"}, strs(t, batchQuerier{results}, as("b"), ""), "%v: %s", m, first)
+			require.NoError(t, results.Close())
+		}
+	}
+}

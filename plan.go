@@ -20,7 +20,7 @@ import (
 // call would. They need the same rights, hold the same locks for a moment, and fail where a lock is not free within
 // 5 seconds. Schemas are not dropped and tenants' rows not deleted meanwhile, and databases only looked at. The text is for psql,
 // as the same role, in the same database unless a comment names another; BEGIN and COMMIT stand where the call has
-// them. Of a time that the call waits a comment tells. Connection strings, keys and seals are left out, and a comment
+// them. Where the call waits, a comment says for how long. Connection strings, keys and seals are left out, and a comment
 // says so: such a plan is to be read, and not to be run.
 func (db *TenantDB) PlanInstall(ctx context.Context) (string, error) {
 	if db.registry == nil {

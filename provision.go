@@ -149,6 +149,9 @@ func Retire() DeprovisionOption { return func(d *deprovisioning) { d.retire = tr
 // an open transaction writes even later is not seen. If a run of ForEach is at work on the tenant it waits for that too, up
 // to half a minute, and then fails, to be called again: the function of a run cannot remove the tenant that it is called for.
 //
+// What is kept of the tenant outside of PostgreSQL is the caller's to remove, such as its entries in a cache: a tenant that is
+// made later under the same ID would find it.
+//
 // A call that fails or dies at any step is completed by the same call, from any process. A tenant that is
 // not in the registry is ErrTenantNotFound: nothing is left of it.
 func (db *TenantDB) Deprovision(ctx context.Context, tenantID string, options ...DeprovisionOption) error {

@@ -64,8 +64,8 @@ func Tables(names ...string) []RLSTable {
 //     table's columns draw from. TRUNCATE, REFERENCES and TRIGGER, which go past policies, are taken from it.
 //
 // Partitions and inheriting tables get the policy too, for it is theirs that counts where they are named
-// themselves; of tables attached later Audit tells. A table that has all that is left alone, so EnableRLS may be called at each start.
-// It runs what PlanEnableRLS returns, on the Admin pool.
+// themselves; Audit reports tables that are attached later. A table that has all that is left alone, so EnableRLS
+// may be called at each start. It runs what PlanEnableRLS returns, on the Admin pool.
 //
 // It is an error, and nothing is done to the table, if another permissive policy that holds for the role
 // would let rows through besides; if rows have no tenant and there is no Backfill; if the column has a type whose values

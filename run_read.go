@@ -52,8 +52,8 @@ func (db *TenantDB) Runs(ctx context.Context, limit int) ([]Run, error) {
 }
 
 // RunResults returns what became of the targets of a run, or of those in the given states, tenants in the order of
-// their IDs after what is no tenant's own. It reads them a page at a time, and ends after an error. A run that there
-// is not has none.
+// their IDs after what is no tenant's own. It reads them a page at a time, and ends after an error. A run that does
+// not exist has none.
 func (db *TenantDB) RunResults(ctx context.Context, run int64, states ...RunState) iter.Seq2[RunResult, error] {
 	return func(yield func(RunResult, error) bool) {
 		books, err := db.runBooks()

@@ -237,3 +237,65 @@ func TestBindTwiceIsRefused(t *testing.T) {
 	defer pool.Close()
 	require.ErrorContains(t, pool.Ping(as("a")), "Bind was called twice")
 }
+
+// Where two schema tenants' tables differ, a statement that pgx keeps has the one's columns or the other's: the
+// server refuses it and returns no row, and the next try is right. A statement that names columns of the same
+// types is not touched.
+func TestSchemaTenantsWhoseTablesDiffer(t *testing.T) {
+	t.Parallel()
+	d := schemasDB(t)
+	d.Exec("alter table tenant_b.items add n int")
+	refused := map[pgx.QueryExecMode]string{
+		pgx.QueryExecModeCacheStatement: "0A000", // cached plan must not change result type
+		pgx.QueryExecModeCacheDescribe:  "08P01", // the result formats are those of other columns
+	}
+	for _, m := range modes {
+		for _, order := range []string{"ab", "ba"} {
+			pool := boundPool(t, d.AppURL(), mode(m))
+			first, second := order[:1], order[1:]
+			read := func(id, columns string) error {
+				rows, err := pool.Query(inSchema(id), "select "+columns+" from items where $1", true)
+				require.NoError(t, err)
+				got, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (string, error) {
+					values, err := row.Values()
+					if err != nil {
+						return "", err
+					}
+					return values[0].(string), nil
+				})
+				if err == nil {
+					require.Equal(t, []string{"tenant_" + id}, got, m)
+				}
+				return err
+			}
+			for _, id := range []string{first, second, first} {
+				require.NoError(t, read(id, "body"), m)
+			}
+			require.NoError(t, read(first, "*"), m)
+			if err := read(second, "*"); err != nil {
+				require.Equal(t, refused[m], pgCode(err), "%v, %s: README's Limits say so", m, order)
+				require.NoError(t, read(second, "*"), m)
+			} else {
+				require.NotEqual(t, pgx.QueryExecModeCacheStatement, m, "README's Limits say otherwise")
+			}
+		}
+	}
+}
+
+// A schema tenant's role may not make anything in its own schema, so nothing there can stand in for a function
+// that others, or the server, have made.
+func TestSchemaTenantsMakeNothingInTheirSchema(t *testing.T) {
+	t.Parallel()
+	p := newProvisioner(t)
+	db := p.open(nil)
+	ctx := context.Background()
+	require.NoError(t, db.Registry().Install(ctx))
+	tenant := Tenant{ID: uniqueID(p.d, "schema"), Isolation: IsolationSchema}
+	require.NoError(t, db.Provision(ctx, tenant))
+	for _, sql := range []string{"create function lower(text) returns text language sql as 'select $1'", "create table planted ()", "create view planted as select 1",
+		"alter table note add planted int", "drop table note"} {
+		_, err := db.Exec(WithTenantID(ctx, tenant.ID), sql)
+		require.Equal(t, "42501", pgCode(err), sql)
+	}
+	require.Equal(t, []string{"a"}, strs(t, db, WithTenantID(ctx, tenant.ID), "select lower('A')"))
+}

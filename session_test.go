@@ -380,3 +380,35 @@ func TestUncleanableSessionIsClosed(t *testing.T) {
 	require.Equal(t, []string{"4MB"}, strs(t, pool, as("b"), "show work_mem"))
 	require.EqualValues(t, 2, pool.Stat().NewConnsCount())
 }
+
+// A connection that is given back in the middle of something is closed, and not the next tenant's. That is
+// pgxpool's doing, which the binding must not undo.
+func TestAConnectionGivenBackUnfinishedIsClosed(t *testing.T) {
+	t.Parallel()
+	d := docsDB(t)
+	pool := boundPool(t, d.AppURL())
+	for name, leave := range map[string]func(conn *pgxpool.Conn){
+		"an open transaction": func(conn *pgxpool.Conn) {
+			_, err := conn.Exec(as("a"), "begin; update docs set body = 'unfinished'")
+			require.NoError(t, err)
+		},
+		"a failed transaction": func(conn *pgxpool.Conn) {
+			_, err := conn.Exec(as("a"), "begin; update docs set body = 'unfinished'; select 1/0")
+			require.Equal(t, "22012", pgCode(err))
+		},
+		"unread rows": func(conn *pgxpool.Conn) {
+			rows, err := conn.Query(as("a"), "select body from docs, generate_series(1, 100000)")
+			require.NoError(t, err)
+			require.True(t, rows.Next())
+		},
+	} {
+		conn, err := pool.Acquire(as("a"))
+		require.NoError(t, err)
+		pid := conn.Conn().PgConn().PID()
+		leave(conn)
+		conn.Release()
+		require.Equal(t, []string{"b1", "b2"}, strs(t, pool, as("b"), "select body from docs order by id"), name)
+		require.Equal(t, []string{"a1", "a2"}, strs(t, pool, as("a"), "select body from docs order by id"), name)
+		require.Zero(t, count(t, pool, as("b"), "select count(*) from pg_stat_activity where pid = $1 and pid = pg_backend_pid()", pid), name)
+	}
+}

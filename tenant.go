@@ -217,7 +217,7 @@ func carried(ctx context.Context) *tenantContext {
 
 // WithTenant returns a context under which every statement runs as tenant t. The tenant is checked when
 // a connection is checked out, not here, so that an error appears where errors are handled.
-// A tenant that ctx already carries is hidden.
+// It takes the place of a tenant that ctx already carries.
 //
 // The Tenant is taken as it is: no directory is asked, and a change of its status or place is not seen
 // by work that goes on under this context. [WithTenantID] asks at each checkout.

@@ -14,22 +14,22 @@ import (
 
 	"github.com/pgxtenant/pgxtenant"
 	"github.com/pgxtenant/pgxtenant/contrib/tenantcache"
-	"github.com/pgxtenant/pgxtenant/contrib/tenantcache/internal/redistest"
+	"github.com/pgxtenant/pgxtenant/internal/redistest"
 )
 
 // Servers of the whole package; each test has its own prefix. Whoever kills or pauses one starts its own.
 var (
 	standalone = sync.OnceValues(func() ([]*redistest.Server, error) {
-		s, err := redistest.Start()
+		s, err := redistest.Start(context.Background())
 		return []*redistest.Server{s}, err
 	})
-	cluster     = sync.OnceValues(redistest.StartCluster)
+	cluster     = sync.OnceValues(func() ([]*redistest.Server, error) { return redistest.StartCluster(context.Background()) })
 	ringServers = sync.OnceValues(func() ([]*redistest.Server, error) {
 		servers, err := standalone()
 		if err != nil {
 			return nil, err
 		}
-		second, err := redistest.Start()
+		second, err := redistest.Start(context.Background())
 		return append(servers[:1:1], second), err
 	})
 )

@@ -17,13 +17,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgxtenant/pgxtenant/contrib/tenantcache"
-	"github.com/pgxtenant/pgxtenant/contrib/tenantcache/internal/redistest"
+	"github.com/pgxtenant/pgxtenant/internal/redistest"
 )
 
 // startRedis starts a server of the test's own, and a client of it.
 func startRedis(t *testing.T, settings ...string) (*redistest.Server, *redis.Client) {
 	t.Helper()
-	server, err := redistest.Start(settings...)
+	server, err := redistest.Start(t.Context(), settings...)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, server.Close()) })
 	client := redis.NewClient(&redis.Options{Addr: server.Addr, DialerRetries: 1})

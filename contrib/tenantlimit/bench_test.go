@@ -39,7 +39,7 @@ func BenchmarkDecisions(b *testing.B) {
 				p := rated(PerMinute(perMinute, 50))
 				p.Concurrency = concurrency
 				l := shared(b, plan(p))
-				client := server(b).Client(b, redis.Options{})
+				client := clientOf(b, server(b), redis.Options{})
 				var contexts [tenants]context.Context
 				var keys [tenants]string
 				for i := range tenants {

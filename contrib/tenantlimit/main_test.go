@@ -16,7 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/pgxtenant/pgxtenant"
-	"github.com/pgxtenant/pgxtenant/contrib/tenantlimit/internal/redistest"
+	"github.com/pgxtenant/pgxtenant/internal/redistest"
 )
 
 func TestMain(m *testing.M) {
@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	logging.Disable() // go-redis reports each server that a test has killed
 	code := m.Run()
 	if s, err := sharedServer(); err == nil {
-		s.Close()
+		_ = s.Close()
 	}
 	if err := goleak.Find(); err != nil && code == 0 {
 		fmt.Fprintln(os.Stderr, err)
@@ -37,13 +37,22 @@ func TestMain(m *testing.M) {
 }
 
 // sharedServer is for the tests that do no harm to it. Each has a prefix of its own.
-var sharedServer = sync.OnceValues(redistest.New)
+var sharedServer = sync.OnceValues(func() (*redistest.Server, error) { return redistest.Start(context.Background()) })
 
 func server(t testing.TB) *redistest.Server {
 	t.Helper()
 	s, err := sharedServer()
 	require.NoError(t, err)
 	return s
+}
+
+// clientOf makes a client with these options, but for the address.
+func clientOf(t testing.TB, s *redistest.Server, options redis.Options) *redis.Client {
+	t.Helper()
+	options.Addr = s.Addr
+	client := redis.NewClient(&options)
+	t.Cleanup(func() { _ = client.Close() })
+	return client
 }
 
 // open makes a Limiter that is closed after the test.
@@ -58,7 +67,7 @@ func open(t testing.TB, c Config) *Limiter {
 // shared is open on the shared server, with more patience than a crowded machine needs.
 func shared(t testing.TB, c Config) *Limiter {
 	t.Helper()
-	c.Redis = server(t).Client(t, redis.Options{ContextTimeoutEnabled: true})
+	c.Redis = clientOf(t, server(t), redis.Options{ContextTimeoutEnabled: true})
 	c.Prefix = prefix(t)
 	c.Timeout = orDefault(c.Timeout, time.Minute)
 	return open(t, c)

@@ -106,7 +106,7 @@ func TestLossAndReturnAreLogged(t *testing.T) {
 	l, s := lossy(t, config)
 	s.Kill()
 	lose(t, l)
-	s.Restart(t)
+	require.NoError(t, s.Restart())
 	regain(t, l)
 	require.Equal(t, "level=WARN msg=\"tenantlimit: Redis is lost\" calls=local\nlevel=INFO msg=\"tenantlimit: Redis is back\"\n", log.String())
 }

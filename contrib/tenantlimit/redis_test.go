@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgxtenant/pgxtenant"
-	"github.com/pgxtenant/pgxtenant/contrib/tenantlimit/internal/redistest"
+	"github.com/pgxtenant/pgxtenant/internal/redistest"
 )
 
 func TestAClockThatGoesBackNeitherLocksOutNorHandsOut(t *testing.T) {
@@ -121,7 +121,14 @@ func TestKeysGoWhenTheirBucketIsFull(t *testing.T) {
 
 func TestOneTenantsKeysAreInOneSlotOfACluster(t *testing.T) {
 	t.Parallel()
-	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: redistest.StartCluster(t)})
+	servers, err := redistest.StartCluster(t.Context())
+	require.NoError(t, err)
+	var addrs []string
+	for _, s := range servers {
+		t.Cleanup(func() { _ = s.Close() })
+		addrs = append(addrs, s.Addr)
+	}
+	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs})
 	t.Cleanup(func() { _ = client.Close() })
 	config := plan(Plan{Limits: Limits{Rate: PerHour(1, 3), Concurrency: 2},
 		Endpoints: map[string]Limits{"{export}": {Rate: PerHour(1, 2)}, "}{": {Concurrency: 1}}})
@@ -154,8 +161,10 @@ func lossy(t *testing.T, c Config) (*Limiter, *redistest.Server) {
 
 func lossyWith(t *testing.T, c Config, o redis.Options) (*Limiter, *redistest.Server) {
 	t.Helper()
-	s := redistest.Start(t)
-	c.Redis = s.Client(t, o)
+	s, err := redistest.Start(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	c.Redis = clientOf(t, s, o)
 	c.Retry = orDefault(c.Retry, 10*time.Millisecond)
 	return open(t, c), s
 }
@@ -217,7 +226,7 @@ func TestRedisKilledAndRestarted(t *testing.T) {
 				require.True(t, pass(t, l, "acme", Call{}).State.Rate.Unlimited, "nothing is known of its limits")
 			}
 
-			s.Restart(t)
+			require.NoError(t, s.Restart())
 			regain(t, l)
 			require.Equal(t, 10, passes(t, l, "acme", Call{}, 20), "the server has forgotten: one burst, no more")
 		})
@@ -236,13 +245,13 @@ func TestASilentRedisKeepsNobodyWaiting(t *testing.T) {
 			config.Retry = time.Hour
 			l, s := lossyWith(t, config, options)
 			pass(t, l, "acme", Call{})
-			s.Stop(t)
+			require.NoError(t, s.Pause())
 			require.Equal(t, 10, passes(t, l, "acme", Call{}, 20))
 			stats := l.Stats()
 			require.EqualValues(t, tripAfter, stats.RedisErrors, "then it is not asked any more")
 			require.EqualValues(t, 20, stats.Fallbacks)
 			require.True(t, stats.Lost)
-			s.Continue(t)
+			require.NoError(t, s.Resume())
 		})
 	}
 }
@@ -253,7 +262,7 @@ func TestACallWaitsNoLongerThanItsContext(t *testing.T) {
 	config.Timeout = time.Hour
 	for _, prompt := range []bool{false, true} {
 		l, s := lossyWith(t, config, redis.Options{ReadTimeout: time.Hour, ContextTimeoutEnabled: prompt})
-		s.Stop(t)
+		require.NoError(t, s.Pause())
 		ctx, cancel := context.WithTimeout(as("acme"), 10*time.Millisecond)
 		defer cancel()
 		_, err := l.Take(ctx, Call{})
@@ -266,7 +275,7 @@ func TestACallWaitsNoLongerThanItsContext(t *testing.T) {
 			require.ErrorIs(t, err, context.Canceled)
 			require.EqualValues(t, 1, l.Stats().RedisErrors, "a caller that went away says nothing about Redis")
 		}
-		s.Continue(t)
+		require.NoError(t, s.Resume())
 	}
 }
 
@@ -276,7 +285,7 @@ func TestCallsThatNobodyWaitsForAreNotSentLater(t *testing.T) {
 	config.Timeout = time.Minute
 	l, s := lossy(t, config)
 	pass(t, l, "acme", Call{})
-	s.Stop(t)
+	require.NoError(t, s.Pause())
 	ctx, cancel := context.WithCancel(as("acme"))
 	var calls sync.WaitGroup
 	call := func() {
@@ -299,7 +308,7 @@ func TestCallsThatNobodyWaitsForAreNotSentLater(t *testing.T) {
 	require.Eventually(t, queued(4), time.Minute, time.Millisecond, "the others wait for it")
 	cancel()
 	calls.Wait()
-	s.Continue(t)
+	require.NoError(t, s.Resume())
 	require.GreaterOrEqual(t, passes(t, l, "acme", Call{}, 20), 8, "one at most has been counted")
 }
 
@@ -336,9 +345,9 @@ func TestASlotThatNobodyWaitedForComesBack(t *testing.T) {
 	config.Lease, config.Retry = time.Hour, time.Millisecond
 	l, s := lossy(t, config)
 	pass(t, l, "acme", Call{}).Release()
-	s.Stop(t)
+	require.NoError(t, s.Pause())
 	lose(t, l) // the server takes a slot of the tenant "loser", and says so too late
-	s.Continue(t)
+	require.NoError(t, s.Resume())
 	other := plan(slots(1))
 	other.Redis, other.Lease, other.Timeout, other.OnLoss = l.config.Redis, time.Hour, time.Minute, RefuseAll
 	o := open(t, other)
@@ -356,7 +365,7 @@ func TestSlotsAreKnownAgainAfterARestart(t *testing.T) {
 	l, s := lossy(t, config)
 	first, second := pass(t, l, "acme", Call{}), pass(t, l, "acme", Call{})
 	s.Kill()
-	s.Restart(t)
+	require.NoError(t, s.Restart())
 	require.Eventually(t, func() bool {
 		n, err := l.config.Redis.ZCard(t.Context(), l.config.Prefix+"{acme}c").Result()
 		return err == nil && n == 2

@@ -11,9 +11,11 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgxtenant/pgxtenant"
+	"github.com/pgxtenant/pgxtenant/internal/redistest"
 )
 
 // apart are two tenants of each isolation.
@@ -266,10 +268,10 @@ func TestAWriteIsReadAtOnce(t *testing.T) {
 
 func TestTheFreePlanEndsAtItsBurst(t *testing.T) {
 	t.Parallel()
-	server, err := startRedis(t.Context()) // which has seen no call yet
+	server, err := redistest.Start(t.Context()) // which has seen no call yet
 	require.NoError(t, err)
-	t.Cleanup(server.kill)
-	s := start(t, settings{redis: server.options(), patience: time.Minute}, slog.DiscardHandler)
+	t.Cleanup(func() { require.NoError(t, server.Close()) })
+	s := start(t, settings{redis: &redis.Options{Addr: server.Addr}, patience: time.Minute}, slog.DiscardHandler)
 	begun := time.Now()
 	r := s.as(t, "frugal", "GET", "/projects", "")
 	passed := 0

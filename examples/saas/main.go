@@ -6,8 +6,8 @@
 //	go run . -load    # has one noisy tenant among quiet ones, and prints what page and metrics say of it
 //
 // To copy from: service.go wires everything, database.go has the tables and tenants, plans.go what a plan means,
-// keys.go the authentication, projects.go the statements and the cache, api.go the handlers. postgres.go and redis.go,
-// which start the servers, and load.go are the demonstration's alone. README.md tells what to look at.
+// keys.go the authentication, projects.go the statements and the cache, api.go the handlers. postgres.go, which
+// starts the server, and load.go are the demonstration's alone. README.md tells what to look at.
 package main
 
 import (
@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"os/signal"
 	"syscall"
 	"time"
@@ -27,6 +28,7 @@ import (
 	"github.com/redis/go-redis/v9/logging"
 
 	"github.com/pgxtenant/pgxtenant"
+	"github.com/pgxtenant/pgxtenant/internal/redistest"
 )
 
 func main() {
@@ -145,16 +147,16 @@ func findServers(ctx context.Context, out io.Writer) (c settings, end func() err
 	}
 	switch url := os.Getenv("SAAS_REDIS_URL"); url {
 	case "":
-		server, err := startRedis(ctx)
-		if errors.Is(err, errNoRedis) {
+		server, err := redistest.Start(ctx)
+		if errors.Is(err, exec.ErrNotFound) {
 			fmt.Fprintln(out, "No redis-server is installed: cache and limits are kept within the process.")
 			return c, end, nil
 		}
 		if err != nil {
 			return c, end, err
 		}
-		ends = append(ends, func() error { server.kill(); return nil })
-		c.redis = server.options()
+		ends = append(ends, server.Close)
+		c.redis = &redis.Options{Addr: server.Addr}
 	case "none":
 		fmt.Fprintln(out, "Without Redis: cache and limits are kept within the process.")
 	default:

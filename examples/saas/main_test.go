@@ -16,11 +16,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/logging"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
 	"github.com/pgxtenant/pgxtenant"
+	"github.com/pgxtenant/pgxtenant/internal/redistest"
 )
 
 // envMain makes the test's program the service itself, for what can only be seen from outside of a process.
@@ -82,12 +84,12 @@ var shared = sync.OnceValues(func() (*live, error) {
 	if _, err := sharedPostgres(); err != nil { // before Redis, to end after it
 		return nil, err
 	}
-	server, err := startRedis(context.Background())
+	server, err := redistest.Start(context.Background())
 	if err != nil {
 		return nil, err
 	}
-	atEnd(func() error { server.kill(); return nil })
-	s, err := open(settings{redis: server.options(), patience: time.Minute}, slog.DiscardHandler) // more than a crowded machine needs
+	atEnd(server.Close)
+	s, err := open(settings{redis: &redis.Options{Addr: server.Addr}, patience: time.Minute}, slog.DiscardHandler) // more than a crowded machine needs
 	if err == nil {
 		atEnd(s.stop)
 	}

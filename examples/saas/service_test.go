@@ -20,9 +20,11 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgxtenant/pgxtenant"
+	"github.com/pgxtenant/pgxtenant/internal/redistest"
 )
 
 // heavyLog tells which tenants are logged as noisy neighbours.
@@ -95,10 +97,10 @@ func number(t *testing.T, s string) float64 {
 // Redis is killed under requests: each is answered as if it were there, and reads what it has written.
 func TestWithoutRedisAllGoesOn(t *testing.T) {
 	t.Parallel()
-	server, err := startRedis(t.Context())
+	server, err := redistest.Start(t.Context())
 	require.NoError(t, err)
-	t.Cleanup(server.kill)
-	s := start(t, settings{redis: server.options()}, slog.DiscardHandler)
+	t.Cleanup(func() { require.NoError(t, server.Close()) })
+	s := start(t, settings{redis: &redis.Options{Addr: server.Addr}}, slog.DiscardHandler)
 	s.clear(t, "bereft")
 
 	const clients, rounds = 2, 16 // less than the plan's burst in all
@@ -134,7 +136,7 @@ func TestWithoutRedisAllGoesOn(t *testing.T) {
 	}
 	halfway.Wait()
 	failures, fallbacks := s.store.Stats().Failures, s.limiter.Stats().Fallbacks
-	server.kill()
+	server.Kill()
 	close(killed)
 	all.Wait()
 	require.Greater(t, s.store.Stats().Failures, failures, "Redis was missed")

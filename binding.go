@@ -84,8 +84,9 @@ type binding struct {
 	// A checkout touches these.
 	binder *binder
 	pool   atomic.Pointer[isolatedPool] // the last that served it, which may have ended
-	limits Limits                       // the tenant's, with defaults
+	hash   uint64                       // of the tenant's ID, for the loadMeter
 	tenant Tenant
+	limits Limits // the tenant's, with defaults
 
 	bound Tenant // the tenant, with the Settings of its limits
 
@@ -208,7 +209,7 @@ func (b *binder) limitsOf(t Tenant) Limits {
 
 // encode builds the binding of a tenant that has been validated. The zero Tenant binds the empty string.
 func (b *binder) encode(t Tenant, limits Limits) *binding {
-	bd := &binding{tenant: t, limits: limits, bound: t, binder: b}
+	bd := &binding{tenant: t, limits: limits, bound: t, binder: b, hash: loadHash(t.ID)}
 	bd.bound.Settings = limits.addTo(t.Settings)
 	bd.shape = b.shape(t.Isolation == IsolationSchema, b.settings(&bd.bound))
 	var seal string

@@ -15,8 +15,8 @@ const LoadTenants = 256
 // Load is a snapshot of what tenants had their databases do, of all pools but Admin's. It is the caller's own.
 //
 // It comes from a sketch whose memory, some 1.5 MB at most, does not grow with the number of tenants: each slice of
-// ten seconds keeps the LoadTenants (256) tenants that used the most time, found by the Space-Saving algorithm
-// of Metwally, Agrawal and El Abbadi (2005). So what is told of a tenant was surely used by it, Missed tells what
+// ten seconds keeps the LoadTenants (256) tenants that used the most time, found by the algorithm of Misra and Gries
+// (1982), with time as weight. So what is told of a tenant was surely used by it, Missed tells what
 // it may have used beyond that, and totals are exact. Missed is at most 1/256 of the window's time for the first two
 // windows, and 1/128 for Hour; it is zero for all as long as no slice has seen more than 256 tenants.
 type Load struct {

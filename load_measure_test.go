@@ -4,6 +4,7 @@ package pgxtenant
 
 import (
 	"fmt"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -35,6 +36,26 @@ func BenchmarkLoad(b *testing.B) {
 			}
 		})
 	}
+	// A thousand tenants, and 16 goroutines with a connection each.
+	b.Run("parallel", func(b *testing.B) {
+		bindings := make([]*binding, 1000)
+		for i := range bindings {
+			bindings[i] = testBinding(fmt.Sprintf("t%06d", i), Limits{})
+		}
+		l := newLoadMeter((&Config{}).withDefaults())
+		var conns atomic.Int32
+		b.SetParallelism((16 + runtime.GOMAXPROCS(0) - 1) / runtime.GOMAXPROCS(0))
+		b.ReportAllocs()
+		b.RunParallel(func(pb *testing.PB) {
+			m := &connMeter{load: l, holder: &atomic.Pointer[binding]{}}
+			m.begin()
+			for i := int(conns.Add(1)) * 61; pb.Next(); i++ {
+				m.user = bindings[i%len(bindings)]
+				m.start(runsQuery)
+				m.stop(runsQuery, tag, nil)
+			}
+		})
+	})
 	b.Run("Load", func(b *testing.B) {
 		l := newLoadMeter((&Config{}).withDefaults())
 		for i := range 40 * 5_000 {

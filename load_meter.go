@@ -34,13 +34,13 @@ type loadMeter struct {
 	coarse [coarseSlices]*loadSlice // each of fineSlices of them
 	over   int                      // slices
 	heavy  map[string]bool          // tenants that were called so, and have not fallen back
-	copied loadSlice                // of the current slice
+	spare  *loadSketch              // for the next slice, or a copy of the current one
+	total  Usage                    // of slices that are over
 
 	// mu guards what follows. It is taken for each statement, and held for a few dozen nanoseconds, so it
 	// is not divided: a checkout alone takes the mutex of its pool for longer, twice.
 	mu      sync.Mutex
-	current *loadSlice
-	total   Usage // of slices that are over
+	current *loadSketch
 	conns   map[*connMeter]struct{}
 }
 
@@ -59,10 +59,10 @@ func newLoadMeter(c *Config) *loadMeter {
 	epoch := time.Now().Add(-time.Nanosecond)
 	l := &loadMeter{
 		disabled: c.DisableLoad, share: c.HeavyShare, onHeavy: c.OnHeavyTenant, log: c.Logger,
-		clock:   func() time.Duration { return time.Since(epoch) },
-		current: &loadSlice{}, conns: make(map[*connMeter]struct{}), heavy: make(map[string]bool),
+		clock: func() time.Duration { return time.Since(epoch) },
+		spare: &loadSketch{}, conns: make(map[*connMeter]struct{}), heavy: make(map[string]bool),
 	}
-	l.current.reset(l.clock())
+	l.current = newLoadSketch(l.clock())
 	return l
 }
 
@@ -84,9 +84,11 @@ func (l *loadMeter) run(closing <-chan struct{}) {
 }
 
 // charge counts what tenant id used.
-func (l *loadMeter) charge(id string, u *Usage) {
+func (l *loadMeter) charge(id string, u *Usage) { l.add(id, loadHash(id), u) }
+
+func (l *loadMeter) add(id string, hash uint64, u *Usage) {
 	l.mu.Lock()
-	l.current.add(id, u)
+	l.current.add(id, hash, u)
 	l.mu.Unlock()
 }
 
@@ -95,18 +97,16 @@ func (l *loadMeter) tick() {
 	l.past.Lock()
 	l.settle()
 	now := l.clock()
-	at := &l.fine[l.over%fineSlices]
-	next := *at
-	if next == nil {
-		next = &loadSlice{}
-	}
-	next.reset(now)
+	l.spare.reset(now)
 	l.mu.Lock()
-	*at = l.current
-	l.current = next
-	l.total.add(&(*at).total)
+	l.current, l.spare = l.spare, l.current
 	l.mu.Unlock()
-	(*at).finish(now)
+	at := &l.fine[l.over%fineSlices]
+	if *at == nil {
+		*at = &loadSlice{}
+	}
+	l.spare.finish(*at, now)
+	l.total.add(&(*at).total)
 	if l.over++; l.over%fineSlices == 0 {
 		var sum loadSum
 		for _, s := range l.fine {
@@ -134,7 +134,7 @@ func (l *loadMeter) settle() {
 		if now := l.clock(); since != 0 && bd != nil && m.since.CompareAndSwap(since, int64(now)) {
 			u := Usage{Time: now - time.Duration(since)}
 			u.shareTime(bd)
-			l.charge(bd.tenant.ID, &u)
+			l.add(bd.tenant.ID, bd.hash, &u)
 		}
 	}
 }
@@ -199,19 +199,21 @@ func (l *loadMeter) snapshot() *Load {
 	now := l.clock()
 	load := &Load{At: time.Now(), Held: make(map[string]int)}
 	l.mu.Lock()
-	l.current.copyTo(&l.copied, now)
-	load.Total = l.total
+	l.current.copyTo(l.spare)
 	for m := range l.conns {
 		if bd := m.holder.Load(); bd != nil {
 			load.Held[bd.tenant.ID]++
 		}
 	}
 	l.mu.Unlock()
-	load.Total.add(&l.copied.total)
+	var current loadSlice
+	l.spare.finish(&current, now)
+	load.Total = l.total
+	load.Total.add(&current.total)
 	window := func(fine, coarse int) LoadWindow {
 		var sum loadSum
-		sum.add(&l.copied)
-		start := l.copied.start
+		sum.add(&current)
+		start := current.start
 		if at := l.sumLocked(&sum, fine); at != 0 {
 			start = at
 		}
@@ -405,7 +407,7 @@ func (m *connMeter) chargeUser(u *Usage) {
 	}
 	if m.user != nil {
 		u.shareTime(m.user)
-		m.load.charge(m.user.tenant.ID, u)
+		m.load.add(m.user.tenant.ID, m.user.hash, u)
 	}
 }
 

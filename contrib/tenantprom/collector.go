@@ -3,6 +3,7 @@ package tenantprom
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"time"
 
@@ -99,7 +100,20 @@ func NewCollector(db *pgxtenant.TenantDB, options ...Option) *Collector {
 	c.limiter = newGroup(limiterFamilies, c.labels, "limiter")
 	c.waits = prometheus.NewDesc("pgxtenant_acquire_wait_seconds",
 		"How long checkouts waited for a connection, or for their tenant's turn, whether they got it or not.", nil, c.labels)
+	mustDescribe("NewCollector", c, c.labels)
 	return c
+}
+
+// mustDescribe panics if labels that are the same for all series are none, or are ours: a registry would say so too, but
+// of "le" not before the first observation.
+func mustDescribe(constructor string, c prometheus.Collector, labels prometheus.Labels) {
+	err := prometheus.NewRegistry().Register(c)
+	if _, ok := labels["le"]; ok {
+		err = errors.New(`"le" is the label of histograms' buckets`)
+	}
+	if err != nil {
+		panic(fmt.Sprintf("tenantprom: %s: %v", constructor, err))
+	}
 }
 
 func (c *Collector) validate() error {
@@ -119,7 +133,7 @@ func (c *Collector) validate() error {
 	}
 	names := map[string]bool{}
 	for _, s := range c.caches {
-		if s.source == nil {
+		if isNil(s.source) {
 			fail("the store of WithCache(%q) is nil", s.name)
 		}
 		if names["cache "+s.name] {
@@ -137,6 +151,12 @@ func (c *Collector) validate() error {
 		names["limiter "+l.name] = true
 	}
 	return errors.Join(errs...)
+}
+
+// isNil reports whether there is no store, or none in it.
+func isNil(store tenantcache.Store) bool {
+	v := reflect.ValueOf(store)
+	return store == nil || v.Kind() == reflect.Pointer && v.IsNil()
 }
 
 // Describe is part of prometheus.Collector.

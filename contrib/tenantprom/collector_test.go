@@ -2,6 +2,7 @@ package tenantprom
 
 import (
 	"context"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -245,12 +246,20 @@ func TestBadOptionsAreRefused(t *testing.T) {
 		`WithLimiter is given "a" twice`:         {WithLimiter("a", l), WithLimiter("a", l)},
 		`the store of WithCache("a") is nil`:     {WithCache("a", nil)},
 		`the limiter of WithLimiter("a") is nil`: {WithLimiter("a", nil)},
+		`the store of WithCache("b") is nil`:     {WithCache("b", (*tenantcache.Memory)(nil))},
+		"duplicate label names":                  {ConstLabels(prometheus.Labels{"tenant": "a"})},
+		"not valid UTF-8":                        {ConstLabels(prometheus.Labels{"db": "\xff"})},
+		`"le" is the label`:                      {ConstLabels(prometheus.Labels{"le": "a"})},
 	} {
 		requirePanic(t, want, func() { NewCollector(db, options...) })
 	}
 	require.Panics(t, func() { NewCollector(nil) })
 	require.Panics(t, func() { NewRequests(ByEndpoint(nil)) })
-	require.Panics(t, func() { NewRequests(Buckets()) })
-	require.Panics(t, func() { NewRequests(Buckets(2, 1)) })
+	for want, option := range map[string]RequestsOption{
+		"Buckets has none": Buckets(), "Buckets are [2 1]": Buckets(2, 1), "Buckets are [1 1]": Buckets(1, 1), "Buckets are [NaN]": Buckets(math.NaN()),
+		"duplicate label names": RequestsLabels(prometheus.Labels{"plan": "a"}), `"le" is the label`: RequestsLabels(prometheus.Labels{"le": "a"}),
+	} {
+		requirePanic(t, want, func() { NewRequests(option) })
+	}
 	scrape(t, NewCollector(db, WithCache("a", store), WithLimiter("a", l), WithCache("\xff", store)), NewRequests())
 }

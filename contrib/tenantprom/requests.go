@@ -2,8 +2,11 @@ package tenantprom
 
 import (
 	"fmt"
+	"math"
 	"net/http"
+	"path"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -38,21 +41,28 @@ type RequestsOption func(*Requests)
 // Plans names the plans that have series of their own; all others are "other". Without it they are the first
 // MaxPlans (20) seen.
 func Plans(plans ...string) RequestsOption {
-	return func(r *Requests) { r.plans = namesOf(plans) }
+	return func(r *Requests) {
+		r.plans = newNames(0)
+		for _, p := range plans {
+			r.plans.known[label(p)] = true
+		}
+	}
 }
 
 // ByEndpoint has f name the endpoint of a request, from a bounded set. It is called once the request has been served, so
 // that a router has left in the request's context which route it was. An empty name is "none". By default it is the
-// request's Pattern, as http.ServeMux sets it.
+// request's Pattern, as http.ServeMux sets it, and "none" for what the mux only redirects to the same path with a slash.
 //
 // It must not be made of the request's path: each path would be an endpoint, until there are MaxEndpoints.
 func ByEndpoint(f func(*http.Request) string) RequestsOption {
 	return func(r *Requests) { r.endpoint = f }
 }
 
-// Buckets sets the upper bounds of the durations' histogram, in seconds and ascending order. By default they are
-// prometheus.DefBuckets.
-func Buckets(seconds ...float64) RequestsOption { return func(r *Requests) { r.buckets = seconds } }
+// Buckets sets the upper bounds of the durations' histogram, in seconds and ascending order, none of them twice. By default
+// they are prometheus.DefBuckets.
+func Buckets(seconds ...float64) RequestsOption {
+	return func(r *Requests) { r.buckets = slices.Clone(seconds) }
+}
 
 // RequestsLabels adds labels that are the same for all series.
 func RequestsLabels(labels prometheus.Labels) RequestsOption {
@@ -62,8 +72,8 @@ func RequestsLabels(labels prometheus.Labels) RequestsOption {
 // NewRequests makes Requests. It panics if an option is bad: it is called once, when the service starts.
 func NewRequests(options ...RequestsOption) *Requests {
 	r := &Requests{
-		plans: &names{most: MaxPlans, known: map[string]string{}}, endpoints: &names{most: MaxEndpoints, known: map[string]string{}},
-		endpoint: func(r *http.Request) string { return r.Pattern },
+		plans: newNames(MaxPlans), endpoints: newNames(MaxEndpoints),
+		endpoint: route,
 		buckets:  prometheus.DefBuckets,
 	}
 	for _, o := range options {
@@ -72,8 +82,13 @@ func NewRequests(options ...RequestsOption) *Requests {
 	if r.endpoint == nil {
 		panic("tenantprom: NewRequests: ByEndpoint is given nil")
 	}
-	if len(r.buckets) == 0 || !slices.IsSorted(r.buckets) {
-		panic(fmt.Sprintf("tenantprom: NewRequests: Buckets are %v; want one or more, in ascending order", r.buckets))
+	for i, b := range r.buckets {
+		if math.IsNaN(b) || i > 0 && b <= r.buckets[i-1] {
+			panic(fmt.Sprintf("tenantprom: NewRequests: Buckets are %v; want numbers in ascending order, each once", r.buckets))
+		}
+	}
+	if len(r.buckets) == 0 {
+		panic("tenantprom: NewRequests: Buckets has none")
 	}
 	r.count = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pgxtenant_http_requests_total", ConstLabels: r.labels,
 		Help: "HTTP requests that have ended, by the class of their status. Those that panicked are 5xx, and those whose connection the handler took over are hijacked.",
@@ -83,7 +98,18 @@ func NewRequests(options ...RequestsOption) *Requests {
 		Buckets: r.buckets}, []string{"plan", "endpoint"})
 	r.inFlight = prometheus.NewGauge(prometheus.GaugeOpts{Name: "pgxtenant_http_requests_in_flight", ConstLabels: r.labels,
 		Help: "HTTP requests that are being served."})
+	mustDescribe("NewRequests", r, r.labels)
 	return r
+}
+
+// route is the Pattern of a request. Where http.ServeMux redirects /x to /x/ its Pattern may be that path, with what the
+// client has written in it, in place of the pattern of the route: MaxEndpoints of those would leave no room for others.
+func route(r *http.Request) string {
+	p := r.Pattern
+	if len(p) > 1 && strings.HasSuffix(p, "/") && !strings.HasSuffix(r.URL.EscapedPath(), "/") && path.Clean(p) == path.Clean("/"+r.URL.Path) {
+		return ""
+	}
+	return p
 }
 
 // Describe is part of prometheus.Collector.
@@ -103,28 +129,22 @@ func (r *Requests) Collect(ch chan<- prometheus.Metric) {
 // names are the values of a label: those known, and as many more as may still become so.
 type names struct {
 	mu    sync.RWMutex
-	known map[string]string // by what was given
+	known map[string]bool // as label makes them: a name is not kept in its full length
 	most  int
 }
 
-func namesOf(given []string) *names {
-	n := &names{known: map[string]string{}}
-	for _, name := range given {
-		n.known[name] = label(name)
-	}
-	return n
-}
+func newNames(most int) *names { return &names{known: map[string]bool{}, most: most} }
 
 // label returns the value for a name.
 func (n *names) label(name string) string {
 	if name == "" {
 		return None
 	}
+	value := label(name)
 	n.mu.RLock()
-	value, ok := n.known[name]
-	full := len(n.known) >= n.most
+	known, full := n.known[value], len(n.known) >= n.most
 	n.mu.RUnlock()
-	if ok {
+	if known {
 		return value
 	}
 	if full {
@@ -132,13 +152,9 @@ func (n *names) label(name string) string {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if value, ok := n.known[name]; ok {
-		return value
-	}
-	if len(n.known) >= n.most {
+	if !n.known[value] && len(n.known) >= n.most {
 		return Other
 	}
-	value = label(name)
-	n.known[name] = value
+	n.known[value] = true
 	return value
 }

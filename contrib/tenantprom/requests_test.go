@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -274,6 +275,34 @@ func TestBoundsOfLabels(t *testing.T) {
 	}
 }
 
+// What a client writes into its path is no endpoint, or it could use them all up. http.ServeMux redirects, and names the path.
+func TestAClientNamesNoEndpoint(t *testing.T) {
+	t.Parallel()
+	r, mux := NewRequests(), http.NewServeMux()
+	nothing := func(http.ResponseWriter, *http.Request) {}
+	mux.HandleFunc("/trees/{id}/", nothing)
+	mux.HandleFunc("/trees/", nothing)
+	mux.HandleFunc("/leaves/{id}", nothing)
+	s := serve(t, r.Middleware(mux))
+	send := func(line string) {
+		conn, err := net.Dial("tcp", s.Listener.Addr().String())
+		require.NoError(t, err)
+		defer conn.Close()
+		fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: test\r\n\r\n", line)
+		_, err = http.ReadResponse(bufio.NewReader(conn), nil)
+		require.NoError(t, err)
+	}
+	for i, path := range []string{"/trees/%d", "/trees/%d%%2F", "//trees/./%d", "/trees/%%7B%d%%7D"} {
+		send("CONNECT " + fmt.Sprintf(path, i))
+	}
+	for _, path := range []string{"/trees/1/", "/trees/1/2", "/trees/", "/leaves/1"} {
+		send("GET " + path)
+	}
+	require.Equal(t, map[string]float64{
+		"none|none|3xx": 3, "/trees/{id}/|none|2xx": 2, "/trees/|none|2xx": 1, "/leaves/{id}|none|2xx": 1, "none|none|4xx": 1,
+	}, counted(t, r))
+}
+
 // A router tells its route in the request's context, by the time that it has served it.
 func TestAnEndpointIsAskedForOnceServed(t *testing.T) {
 	t.Parallel()
@@ -305,6 +334,31 @@ func TestOddNames(t *testing.T) {
 	}
 	require.Equal(t, strings.Repeat("é", 64), label(odd[5]))
 	require.Equal(t, strings.Repeat("é", 63), label("x" + odd[5])[1:])
+	require.Equal(t, strings.Repeat("\uFFFD", 1), label(strings.Repeat("\x80", 1000)))
+	require.LessOrEqual(t, len(label(strings.Repeat("a\x80", 1000))), maxLabel)
+}
+
+// Long names are not kept in full. It is not beside others, whose memory would count.
+func TestLongNamesTakeNoMemory(t *testing.T) {
+	r := NewRequests(ByEndpoint(func(r *http.Request) string { return r.Header.Get("Endpoint") }))
+	h, long := r.Middleware(http.NotFoundHandler()), strings.Repeat("x", 100_000)
+	before := heap()
+	for i := range MaxEndpoints + MaxPlans {
+		ctx := pgxtenant.WithTenant(t.Context(), pgxtenant.Tenant{ID: "a", Plan: fmt.Sprint(i, long)})
+		req := httptest.NewRequestWithContext(ctx, "GET", "/", nil)
+		req.Header.Set("Endpoint", fmt.Sprint(i, long))
+		h.ServeHTTP(httptest.NewRecorder(), req)
+	}
+	require.Less(t, heap()-before, int64(len(long)*MaxEndpoints/4))
+	require.Len(t, scrape(t, r)["pgxtenant_http_requests_total"], MaxEndpoints+1)
+}
+
+// heap is how many bytes are in use.
+func heap() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
 
 // What a http.ResponseWriter can do does not depend on being counted.

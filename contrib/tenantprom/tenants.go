@@ -144,14 +144,21 @@ func tenantLabel(id string) string {
 	return label(id)
 }
 
-// label makes a value that Prometheus takes: UTF-8, and not too long.
+// label makes a value that Prometheus takes: UTF-8, and not too long. It does not keep a longer text in memory.
 func label(s string) string {
-	s = strings.ToValidUTF8(s, "\uFFFD")
+	if len(s) > maxLabel {
+		s = strings.Clone(cut(s))
+	}
+	return cut(strings.ToValidUTF8(s, "\uFFFD"))
+}
+
+// cut returns as many whole characters as a value may have.
+func cut(s string) string {
 	if len(s) <= maxLabel {
 		return s
 	}
 	end := maxLabel
-	for !utf8.RuneStart(s[end]) {
+	for end > maxLabel-utf8.UTFMax && !utf8.RuneStart(s[end]) {
 		end--
 	}
 	return s[:end]

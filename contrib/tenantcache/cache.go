@@ -22,7 +22,8 @@ type Config[V any] struct {
 	// another name, such as "invoice/2", when V changes so that old entries must not be read any more.
 	Namespace string
 
-	// TTL is how long an entry is kept where a call does not say: Redis rounds it down to milliseconds.
+	// TTL is how long an entry is kept where a call does not say: Redis rounds it down to milliseconds. More than 100
+	// years, here and in calls, are 100 years.
 	//
 	// Zero means DefaultTTL (5 minutes). A negative value is refused.
 	TTL time.Duration
@@ -99,7 +100,7 @@ type Cache[V any] struct {
 // New makes a Cache on a Store, *Redis or *Memory. It has nothing to close but the Store.
 func New[V any](store Store, config Config[V]) (*Cache[V], error) {
 	problems := config.problems()
-	if store == nil {
+	if isNil(store) {
 		problems = append(problems, errors.New("the Store is nil; see NewRedis and NewMemory"))
 	}
 	if err := errors.Join(problems...); err != nil {
@@ -240,14 +241,17 @@ func (c *Cache[V]) ttl(ttl time.Duration) (time.Duration, error) {
 	if ttl < 0 {
 		return 0, fmt.Errorf("%w: %v; want 0 for Config.TTL, or more", ErrTTL, ttl)
 	}
-	return max(orDefault(ttl, c.config.TTL), time.Millisecond), nil
+	return min(max(orDefault(ttl, c.config.TTL), time.Millisecond), maxKeep), nil
 }
 
 // keep is how long tombstones, and the generations of entries with this ttl, are kept: longer than the slowest load,
 // so that it finds them when it wants to store.
 func (c *Cache[V]) keep(ttl time.Duration) time.Duration {
-	return ttl + c.config.LoadTimeout + time.Minute
+	return min(ttl, maxKeep) + min(c.config.LoadTimeout, maxKeep) + time.Minute
 }
+
+// maxKeep is so long that twice of it, from now on, still fits a time.Duration. A longer TTL ends when it does.
+const maxKeep = 100 * 365 * 24 * time.Hour
 
 // mayProceed reports whether a failure of the store is none of the caller's business.
 func (c *Cache[V]) mayProceed(ctx context.Context) bool {
@@ -289,8 +293,15 @@ func (c *Cache[V]) read(e *entry, h *hit[V]) bool {
 	return true
 }
 
-// decode returns a value or a remembered error.
+// decode returns a value or a remembered error. A codec that panics, at bytes that it has not written, does not read them:
+// the panic would come again with each call, and might be in a goroutine of nobody's.
 func (c *Cache[V]) decode(kind byte, payload []byte) (value V, remembered, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			var none V
+			value, err = none, fmt.Errorf("the codec panicked: %v", p)
+		}
+	}()
 	if kind == kindValue {
 		value, err = c.config.Codec.Decode(payload)
 		return value, nil, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -269,6 +270,65 @@ func TestACodecThatFailsIsSaid(t *testing.T) {
 	})
 }
 
+// What a codec panics at, in the cache, is not there. The load goes on.
+func TestACodecThatPanicsReadsNothing(t *testing.T) {
+	conform(t, func(t *testing.T, store tenantcache.Store) {
+		texts := newCache(t, store, tenantcache.Config[string]{})
+		fussy := newCache(t, store, tenantcache.Config[string]{Codec: fussyCodec{}})
+		ctx := as(t, "acme")
+		require.NoError(t, texts.Set(ctx, "k", "foreign", time.Hour))
+		requireMiss(t, ctx, fussy, "k")
+		for range 2 {
+			value, err := fussy.GetOrLoad(ctx, "k", 0, returns("own"))
+			require.NoError(t, err)
+			require.Equal(t, "own", value)
+		}
+		require.EqualValues(t, 2, store.Stats().Undecodable)
+		require.EqualValues(t, 1, store.Stats().Loads)
+	})
+}
+
+// fussyCodec panics at what other codecs have written.
+type fussyCodec struct{}
+
+func (fussyCodec) Encode(value string) ([]byte, error) { return []byte("fussy " + value), nil }
+
+func (fussyCodec) Decode(data []byte) (string, error) {
+	own, ok := strings.CutPrefix(string(data), "fussy ")
+	if !ok {
+		panic("that is not mine")
+	}
+	return own, nil
+}
+
+// The longest time is no time that has passed.
+func TestAValueMayBeKeptForEver(t *testing.T) {
+	conform(t, func(t *testing.T, store tenantcache.Store) {
+		const ever = time.Duration(math.MaxInt64)
+		cache := newCache(t, store, tenantcache.Config[string]{TTL: ever, LoadTimeout: ever, ErrorTTL: ever, EarlyRefresh: time.Hour})
+		ctx := as(t, "acme")
+		require.NoError(t, cache.Set(ctx, "set", "v", ever))
+		for range 2 {
+			value, err := cache.GetOrLoad(ctx, "loaded", 0, returns("v"))
+			require.NoError(t, err)
+			require.Equal(t, "v", value)
+		}
+		require.NoError(t, cache.Delete(ctx, "deleted"))
+		requireHit(t, ctx, cache, "set", "v")
+		require.EqualValues(t, 1, store.Stats().Loads)
+		if _, ok := store.(*tenantcache.Redis); ok && !strings.Contains(t.Name(), "ring") {
+			servers := standalone
+			if strings.Contains(t.Name(), "cluster") {
+				servers = cluster
+			}
+			client := dial(t, servers)
+			for _, name := range names(t, client, prefixOf(t)) {
+				require.Greater(t, client.TTL(ctx, name).Val(), 90*365*24*time.Hour, name)
+			}
+		}
+	})
+}
+
 type oneWay struct{ tenantcache.JSON[string] }
 
 func (oneWay) Decode([]byte) (string, error) { return "", errors.New("cannot read") }
@@ -386,7 +446,9 @@ func TestABadConfigIsRefused(t *testing.T) {
 		`RememberErrors has "x" twice`:      second(tenantcache.New(nil, tenantcache.Config[int]{RememberErrors: []error{errors.New("x"), errors.New("x")}})),
 		"MaxBytes is -1":                    second(tenantcache.NewMemory(tenantcache.MemoryConfig{MaxBytes: -1})),
 		"MaxValueBytes is -1":               second(tenantcache.NewMemory(tenantcache.MemoryConfig{MaxValueBytes: -1})),
+		"the Store is nil; see":             second(tenantcache.New((*tenantcache.Redis)(nil), tenantcache.Config[int]{Namespace: "n"})),
 		"the client is nil":                 second(tenantcache.NewRedis(nil, tenantcache.RedisConfig{})),
+		"the client is nil; see":            second(tenantcache.NewRedis((*redis.Client)(nil), tenantcache.RedisConfig{})),
 		`Prefix has '{'`:                    second(tenantcache.NewRedis(client, tenantcache.RedisConfig{Prefix: "{"})),
 		"Timeout is -1ns":                   second(tenantcache.NewRedis(client, tenantcache.RedisConfig{Timeout: -1})),
 		"BreakerPause is -1ns":              second(tenantcache.NewRedis(client, tenantcache.RedisConfig{BreakerPause: -1})),

@@ -26,16 +26,16 @@ var (
 	ErrLoadTimeout = errors.New("tenantcache: the loader took longer than Config.LoadTimeout")
 )
 
-// PanicError is what all who wait for a load get when its loader panics or calls runtime.Goexit. The process
-// goes on.
+// PanicError is what all who wait for a load get when its loader, or MemoryConfig.TenantBytes, panics or calls
+// runtime.Goexit. The process goes on.
 type PanicError struct {
 	Value any    // what panic was given; nil for runtime.Goexit
-	Stack []byte // of the loader's goroutine; nil for runtime.Goexit
+	Stack []byte // of the load's goroutine; nil for runtime.Goexit
 }
 
 func (e *PanicError) Error() string {
 	if e.Value == nil {
-		return "tenantcache: the loader called runtime.Goexit"
+		return "tenantcache: the load called runtime.Goexit"
 	}
-	return fmt.Sprintf("tenantcache: the loader panicked: %v", e.Value)
+	return fmt.Sprintf("tenantcache: the load panicked: %v", e.Value)
 }

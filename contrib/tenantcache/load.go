@@ -193,8 +193,14 @@ func (j *job[V]) fly(ctx context.Context, k flightKey, f *flight, doubtful bool)
 			c.core.loadErrors.Add(1)
 		}
 	}
-	// Of a loader that ends its goroutine: anything else has landed by then.
-	defer func() { land(0, nil, failed(j.entry, "load", &PanicError{})) }()
+	// Of a loader that ends its goroutine, or a function of the configuration's that panics: anything else has landed by then.
+	defer func() {
+		p := &PanicError{}
+		if v := recover(); v != nil {
+			p = &PanicError{Value: v, Stack: debug.Stack()}
+		}
+		land(0, nil, failed(j.entry, "load", p))
+	}()
 	// A loader that does not heed its context keeps its goroutine, but nobody who waits.
 	defer context.AfterFunc(ctx, func() { land(0, nil, failed(j.entry, "load", c.overdue())) })()
 

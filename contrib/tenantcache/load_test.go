@@ -206,7 +206,7 @@ func TestALoaderThatPanicsHarmsNobody(t *testing.T) {
 			require.ErrorAs(t, got.err, &p)
 			require.Equal(t, "ouch", p.Value)
 			require.Contains(t, string(p.Stack), "load_test.go")
-			require.EqualError(t, got.err, `tenant "acme": load: tenantcache: the loader panicked: ouch`)
+			require.EqualError(t, got.err, `tenant "acme": load: tenantcache: the load panicked: ouch`)
 		}
 		for name, load := range map[string]func(context.Context) (string, error){
 			"goexit": func(context.Context) (string, error) { runtime.Goexit(); return "", nil },

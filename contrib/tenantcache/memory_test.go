@@ -3,6 +3,7 @@ package tenantcache_test
 import (
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -87,4 +88,24 @@ func TestNothingIsCountedOfATenantThatIsGone(t *testing.T) {
 	require.Zero(t, stats.Tenants)
 	require.Zero(t, stats.Entries)
 	require.Zero(t, stats.Bytes)
+}
+
+// A function of the configuration that panics in a load harms those who wait for it, and not the process.
+func TestASizeThatPanicsHarmsNobodyElse(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	store := newMemory(t, tenantcache.MemoryConfig{TenantBytes: func(pgxtenant.Tenant) int64 {
+		if asked.Add(1) == 2 { // the first is the caller's, the second the load's
+			panic("no size")
+		}
+		return 0
+	}})
+	cache := newCache(t, store, tenantcache.Config[string]{})
+	_, err := cache.GetOrLoad(as(t, "acme"), "k", 0, returns("v"))
+	var p *tenantcache.PanicError
+	require.ErrorAs(t, err, &p)
+	require.Equal(t, "no size", p.Value)
+	value, err := cache.GetOrLoad(as(t, "acme"), "k", 0, returns("v"))
+	require.NoError(t, err)
+	require.Equal(t, "v", value)
 }

@@ -127,7 +127,7 @@ type Redis struct {
 // NewRedis makes a Store on a client, which stays the caller's to close, after the Store. Nothing is sent yet.
 func NewRedis(client redis.UniversalClient, config RedisConfig) (*Redis, error) {
 	problems := config.problems()
-	if client == nil {
+	if isNil(client) {
 		problems = append(problems, errors.New("the client is nil; see redis.NewUniversalClient"))
 	}
 	if err := errors.Join(problems...); err != nil {

@@ -2,6 +2,7 @@ package tenantcache
 
 import (
 	"context"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -155,6 +156,12 @@ func (c *core) check(ctx context.Context) error {
 		return ErrClosed
 	}
 	return ctx.Err()
+}
+
+// isNil reports whether v is nil, or an interface that holds a nil pointer, which looks as if it were something.
+func isNil(v any) bool {
+	r := reflect.ValueOf(v)
+	return v == nil || r.Kind() == reflect.Pointer && r.IsNil()
 }
 
 func orDefault[T comparable](value, byDefault T) T {

@@ -358,6 +358,21 @@ func TestASlotThatNobodyWaitedForComesBack(t *testing.T) {
 	}, time.Minute, 10*time.Millisecond)
 }
 
+// However many slots have to be renewed, or have been given back while they were, all are.
+func TestManySlotsAreRenewedAndGivenBack(t *testing.T) {
+	t.Parallel()
+	l := shared(t, plan(slots(1)))
+	var ids []any
+	for range 10_000 {
+		ids = append(ids, l.remote.leases.newID())
+	}
+	key := l.config.Prefix + "{acme}c"
+	l.remote.renew(t.Context(), key, ids)
+	require.EqualValues(t, len(ids), l.config.Redis.ZCard(t.Context(), key).Val())
+	l.remote.giveBack(key, ids...)
+	pass(t, l, "acme", Call{}).Release()
+}
+
 func TestSlotsAreKnownAgainAfterARestart(t *testing.T) {
 	t.Parallel()
 	config := plan(slots(2))

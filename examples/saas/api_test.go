@@ -140,6 +140,23 @@ func TestWhoIsRefused(t *testing.T) {
 	}
 }
 
+func TestTwoKeysAreNone(t *testing.T) {
+	t.Parallel()
+	s := sharedService(t)
+	for _, keys := range [][]string{{"acme-key"}, {"acme-key", "globex-key"}, {"acme-key", "acme-key"}, {"", "acme-key"}} {
+		r, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+s.public+"/projects", nil)
+		require.NoError(t, err)
+		for _, key := range keys {
+			r.Header.Add("Authorization", "Bearer "+key)
+		}
+		r.Host = "api." + domain
+		answer, err := s.client.Do(r)
+		require.NoError(t, err)
+		require.NoError(t, answer.Body.Close())
+		require.Equal(t, len(keys) == 1, answer.StatusCode == http.StatusOK, keys)
+	}
+}
+
 // Neither the cache nor a connection that is there already serves it then.
 func TestASuspendedTenantIsRefusedFromTheNextRequestOn(t *testing.T) {
 	t.Parallel()

@@ -23,10 +23,12 @@ func demoKeys() keyring {
 type callerKey struct{}
 
 // authenticate puts the tenant whose key the request brings into the context. It refuses nobody: pgxtenant.Middleware,
-// which comes next, answers a caller without a claim with 401.
+// which comes next, answers a caller without a claim with 401. Two headers are none: what stands in front of the service may
+// have looked at the other one.
 func (k keyring) authenticate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if scheme, key, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "Bearer") {
+		header := r.Header.Values("Authorization")
+		if scheme, key, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && len(header) == 1 && strings.EqualFold(scheme, "Bearer") {
 			if tenant, ok := k[sha256.Sum256([]byte(key))]; ok {
 				r = r.WithContext(context.WithValue(r.Context(), callerKey{}, tenant))
 			}

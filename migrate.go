@@ -14,7 +14,6 @@ const (
 	DefaultRunLockTimeout      = 2 * time.Second
 	DefaultRunStatementTimeout = 15 * time.Minute
 	DefaultRunAttempts         = 5
-	DefaultRunBackoff          = 250 * time.Millisecond
 	DefaultRunLease            = 10 * time.Second
 	DefaultRunPatience         = 30 * time.Second
 )
@@ -26,9 +25,11 @@ const (
 	// StopRateSamples is how many results there must be before ForEachOptions.StopRate is looked at.
 	StopRateSamples = 20
 
-	// maxBackoff is where the pauses between attempts stop growing, and maxFailures how many failures a
-	// report keeps; the run table has all of them.
-	maxBackoff  = 10 * time.Second
+	// firstPause is the pause before a second attempt, and longestPause where those between further ones stop growing.
+	firstPause   = 250 * time.Millisecond
+	longestPause = 10 * time.Second
+
+	// maxFailures is how many failures a report keeps; the run table has all of them.
 	maxFailures = 100
 )
 
@@ -121,12 +122,12 @@ type ForEachOptions struct {
 	// Empty means that the function is called for each tenant.
 	Target string
 
-	// Canaries are the IDs of tenants that come first, with those for which Canary returns true, among those
-	// selected. Unless PassCanaries is set, a failure of one stops the run when all of them are through. An ID that the
-	// registry does not know is an error as in IDs: the others would be done without a canary.
-	Canaries     []string
-	Canary       func(Tenant) bool
-	PassCanaries bool
+	// Canaries are the IDs of tenants that come first. If one fails, the run stops when all of them are through. Nothing is
+	// done, and it is an error, if one is not among those that all else selects, is unknown to the registry, is being
+	// provisioned or deleted: the others would be done without the canary that was asked for. That is so in a run that
+	// is resumed too, which may have other canaries than before. The one of row tenants is the shared schemas, which come
+	// before all others in any case.
+	Canaries []string
 
 	// Waves are the percentages of the tenants, by StablePercent, that are done at the end of each wave, such as
 	// 1, 10, 50. They must rise. A wave begins when the one before has ended. All that is left is the last one.
@@ -177,12 +178,9 @@ type ForEachOptions struct {
 
 	// Attempts is how often the function is called for a tenant whose error is lock_timeout's (55P03), a deadlock (40P01)
 	// or a serialization failure (40001), all of which roll their transaction back. No other error is retried. Zero means
-	// DefaultRunAttempts (5), and 1 no retry. ForEach rejects a negative value.
+	// DefaultRunAttempts (5), and 1 no retry. ForEach rejects a negative value. The pause before the second attempt is 250
+	// milliseconds; each further one is twice as long, up to 10 seconds, and all vary by half.
 	Attempts int
-
-	// Backoff is the pause before the second attempt. Each further one is twice as long, up to 10 seconds, and
-	// all vary by half. Zero means DefaultRunBackoff (250 milliseconds). ForEach rejects a negative value.
-	Backoff time.Duration
 
 	// Lease is how long after a process has died, or lost the registry, another may take over the tenants that it was
 	// at work on; a statement of the dead process that still runs on the server keeps its tenant in any case. Zero

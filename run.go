@@ -205,12 +205,12 @@ func (r *tenantRun) stages() error {
 			return err
 		}
 	}
-	if r.o.hasCanaries() {
+	if len(r.o.Canaries) > 0 {
 		before := r.progress.bad()
 		if err := r.stage("canaries", r.tenantsFeed(r.o.isCanary, true)); err != nil {
 			return err
 		}
-		if n := r.progress.bad() - before; n > 0 && !r.o.PassCanaries {
+		if n := r.progress.bad() - before; n > 0 {
 			r.stop(fmt.Errorf("%w: %d of the canaries failed", ErrRunStopped, n))
 			return nil
 		}

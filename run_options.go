@@ -27,7 +27,6 @@ func (o ForEachOptions) withDefaults() ForEachOptions {
 	o.LockTimeout = orDefault(o.LockTimeout, DefaultRunLockTimeout)
 	o.StatementTimeout = orDefault(o.StatementTimeout, DefaultRunStatementTimeout)
 	o.Attempts = orDefault(o.Attempts, DefaultRunAttempts)
-	o.Backoff = orDefault(o.Backoff, DefaultRunBackoff)
 	o.Lease = orDefault(o.Lease, DefaultRunLease)
 	o.Patience = orDefault(o.Patience, DefaultRunPatience)
 	o.Isolations, o.Plans, o.IDs = sortedCopy(o.Isolations), sortedCopy(o.Plans), sortedCopy(o.IDs)
@@ -67,9 +66,11 @@ func (o ForEachOptions) validate() error {
 			fail("Isolations has an unknown isolation %v", i)
 		}
 	}
-	for _, id := range slices.Concat(o.IDs, o.Canaries) {
-		if err := ValidateID(id); err != nil {
-			fail("IDs or Canaries: %q: %w", clip(id), err)
+	for i, ids := range [][]string{o.IDs, o.Canaries} {
+		for _, id := range ids {
+			if err := ValidateID(id); err != nil {
+				fail("%s has %q: %w", []string{"IDs", "Canaries"}[i], clip(id), err)
+			}
 		}
 	}
 	if !(o.Percent >= 0 && o.Percent <= 100) { // nor is NaN
@@ -102,9 +103,6 @@ func (o ForEachOptions) validate() error {
 	if o.Timeout < 0 {
 		fail("Timeout is %v; want 0 or more", o.Timeout)
 	}
-	if o.Backoff < 0 {
-		fail("Backoff is %v; want 0 or more", o.Backoff)
-	}
 	if o.Lease < time.Second {
 		fail("Lease is %v; want a second or more", o.Lease)
 	}
@@ -129,12 +127,16 @@ func (o *ForEachOptions) selects(t Tenant) bool {
 	return (o.Percent == 0 || StablePercent(t.ID) < o.Percent) && (o.Select == nil || o.Select(t))
 }
 
-func (o *ForEachOptions) isCanary(t Tenant) bool {
-	_, named := slices.BinarySearch(o.Canaries, t.ID)
-	return named || o.Canary != nil && o.Canary(t)
+// chooses is selects for a tenant that no query has looked for.
+func (o *ForEachOptions) chooses(t Tenant) bool {
+	return o.has(t.Isolation) && (o.Plans == nil || slices.Contains(o.Plans, t.Plan)) && (o.IDs == nil || slices.Contains(o.IDs, t.ID)) &&
+		!(o.SkipShared && t.Isolation == IsolationRow) && o.selects(t)
 }
 
-func (o *ForEachOptions) hasCanaries() bool { return len(o.Canaries) > 0 || o.Canary != nil }
+func (o *ForEachOptions) isCanary(t Tenant) bool {
+	_, named := slices.BinarySearch(o.Canaries, t.ID)
+	return named
+}
 
 // fingerprint is what a call must have in common with the run that it resumes: what is to be done, and not how.
 func (o *ForEachOptions) fingerprint() string {

@@ -24,8 +24,8 @@ func (db *TenantDB) runBooks() (*pgxpool.Pool, error) {
 const stateSQL = `case when r.state = 'running' and not exists (select from pgxtenant.run_claim c
 	where c.kind = r.kind and c.target = r.target and c.runner = r.runner and c.expires > clock_timestamp()) then 'interrupted' else r.state end`
 
-// Runs returns up to limit runs of ForEach, the latest first. Zero or less means all.
-func (db *TenantDB) Runs(ctx context.Context, limit int) ([]Run, error) {
+// Runs returns up to limit runs of ForEach, or of those of the given names, the latest first. Zero or less means all.
+func (db *TenantDB) Runs(ctx context.Context, limit int, names ...string) ([]Run, error) {
 	books, err := db.runBooks()
 	if err != nil {
 		return nil, err
@@ -36,7 +36,7 @@ func (db *TenantDB) Runs(ctx context.Context, limit int) ([]Run, error) {
 	}
 	rows, err := books.Query(ctx, `select n.id, n.name, n.started_by, n.options, n.started, n.ended, n.state = 'complete',
 			(select coalesce(jsonb_object_agg(state, count), '{}') from (select `+stateSQL+` as state, count(*) from pgxtenant.run_result r where r.run = n.id group by 1) x)
-		from pgxtenant.run n order by n.id desc limit $1`, most)
+		from pgxtenant.run n where $2::text[] is null or n.name = any ($2) order by n.id desc limit $1`, most, names)
 	if err != nil {
 		return nil, db.registry.explain("read runs", err)
 	}

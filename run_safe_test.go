@@ -2,6 +2,7 @@ package pgxtenant
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"testing"
 	"time"
@@ -122,7 +123,7 @@ func TestForEachBetweenTwoTenants(t *testing.T) {
 }
 
 // Rows of the registry that were written by hand: a schema's name that the server takes for another's, and a connection
-// string that is no form of ours, which no error repeats. And a canary that is misspelt is no run without one.
+// string that is no form of ours, which no error repeats.
 func TestForEachRowsWrittenByHand(t *testing.T) {
 	t.Parallel()
 	fl := newFleet(t, 1)
@@ -135,8 +136,138 @@ func TestForEachRowsWrittenByHand(t *testing.T) {
 	require.ErrorContains(t, resultOf(t, report, "user").Err, "the server replaces it by the role's name")
 	require.ErrorContains(t, resultOf(t, report, "plain").Err, "stored in a form")
 	require.NotContains(t, err.Error()+resultOf(t, report, "plain").Err.Error(), "sEcret")
+}
 
-	_, err = fl.db.ForEach(ctx, ForEachOptions{Canaries: []string{"T0000"}}, upgrade)
-	require.ErrorIs(t, err, ErrTenantNotFound)
-	require.ErrorContains(t, err, "T0000")
+// No run goes without a canary that was asked for: one that is misspelt, not selected, or not there yet, in a run that is resumed too.
+func TestForEachCanariesMustBeSelected(t *testing.T) {
+	t.Parallel()
+	fl := newFleet(t, 4)
+	fl.addRow("row")
+	ctx := context.Background()
+	none := func(context.Context, *pgx.Conn, Tenant) error { t.Error("called"); return nil }
+	_, err := fl.db.Registry().Create(ctx, Record{Tenant: Tenant{ID: "begun", Isolation: IsolationSchema, Status: StatusProvisioning}})
+	require.NoError(t, err)
+	fl.d.Exec(`update pgxtenant.tenant set settings = '{"a": 1}' where id = 't0003'`)
+	for canary, c := range map[string]struct {
+		o    ForEachOptions
+		says string
+	}{
+		"T0000": {ForEachOptions{}, "tenant not found"},
+		"begun": {ForEachOptions{}, "it is being provisioned"},
+		"t0003": {ForEachOptions{}, "settings are not all text"},
+		"t0000": {ForEachOptions{Plans: []string{"gold"}}, "it is not among the tenants that are selected"},
+		"t0001": {ForEachOptions{IDs: []string{"t0000"}}, "it is not among the tenants that are selected"},
+		"t0002": {ForEachOptions{Select: func(t Tenant) bool { return t.ID != "t0002" }}, "it is not among the tenants that are selected"},
+		"row":   {ForEachOptions{SkipShared: true}, "it is not among the tenants that are selected"},
+	} {
+		c.o.Canaries = []string{"t0000", canary}
+		report, err := fl.db.ForEach(ctx, c.o, none)
+		require.ErrorContains(t, err, c.says, canary)
+		require.ErrorContains(t, err, `tenant "`+canary+`": canary: `)
+		require.Nil(t, report)
+	}
+	require.NoError(t, fl.db.Registry().Delete(ctx, "t0003"))
+	runs, err := fl.db.Runs(ctx, 0)
+	require.NoError(t, err)
+	require.Empty(t, runs)
+
+	o := ForEachOptions{Name: "v2", Canaries: []string{"t0001", "row"}, IDs: []string{"t0000", "t0001", "t0002", "row"}}
+	_, err = fl.db.ForEach(ctx, o, func(_ context.Context, _ *pgx.Conn, tn Tenant) error {
+		if tn.ID == "t0001" {
+			return errTest
+		}
+		return nil
+	})
+	require.ErrorContains(t, err, "1 of the canaries failed")
+	require.NoError(t, fl.db.Registry().Delete(ctx, "t0001"))
+	_, err = fl.db.ForEach(ctx, o, none)
+	require.ErrorContains(t, err, `tenant "t0001": canary: pgxtenant: tenant not found`)
+	o.Canaries = []string{"t0000"}
+	report, err := fl.db.ForEach(ctx, o, (&order{}).note)
+	require.NoError(t, err)
+	require.Equal(t, []any{2, true}, []any{report.Done, report.Complete})
+}
+
+// A tenant that is deleted and made again while a run is open is another one: nothing was done for it yet.
+func TestForEachTenantMadeAgain(t *testing.T) {
+	t.Parallel()
+	fl := newFleet(t, 4)
+	ctx := context.Background()
+	remake := func(id string, n int) {
+		require.NoError(t, fl.db.Registry().Delete(ctx, id))
+		fl.d.Exec("drop schema tenant_" + id + " cascade")
+		fl.add(n, n+1)
+	}
+	for _, versions := range []bool{false, true} { // who is current is noted another way
+		o := ForEachOptions{Name: "v2", SkipShared: true}
+		if versions {
+			o = ForEachOptions{Name: "v3", SkipShared: true, Versions: versionsOf(nil), Target: "2"}
+		}
+		report, err := fl.db.ForEach(ctx, o, func(ctx context.Context, conn *pgx.Conn, tn Tenant) error {
+			if tn.ID == "t0003" {
+				return errTest
+			}
+			return upgrade(ctx, conn, tn)
+		})
+		require.ErrorIs(t, err, errTest)
+		require.Equal(t, 1, report.LeftOver)
+		remake("t0000", 0)
+		remake("t0003", 3)
+		o.FailedOnly = true
+		report, err = fl.db.ForEach(ctx, o, upgrade)
+		require.NoError(t, err)
+		require.Equal(t, []any{0, 2, false}, []any{report.Ended(), report.LeftOver, report.Complete}, "it is another than that which failed")
+		o.FailedOnly = false
+		report, err = fl.db.ForEach(ctx, o, upgrade)
+		require.NoError(t, err)
+		require.Equal(t, []any{2, true, true}, []any{report.Done, report.Resumed, report.Complete})
+		require.Equal(t, 4, fl.upgraded())
+		require.Equal(t, RunDone, resultOf(t, report, "t0000").State)
+		for i := range 4 {
+			remake(fmt.Sprintf("t%04d", i), i)
+		}
+	}
+	// In the same call too, in which it was skipped.
+	once := false
+	report, err := fl.db.ForEach(ctx, ForEachOptions{SkipShared: true, Concurrency: 1}, func(ctx context.Context, conn *pgx.Conn, tn Tenant) error {
+		if tn.ID == "t0000" && !once {
+			once = true
+			remake("t0000", 0)
+			return errTest
+		}
+		return upgrade(ctx, conn, tn)
+	})
+	require.NoError(t, err)
+	require.Equal(t, 4, report.Done)
+	require.Equal(t, 4, fl.upgraded())
+}
+
+// One that is made again from a template that the run has done is where it should be.
+func TestForEachTenantMadeAgainFromTheTemplate(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	d := pgtest.New(t)
+	d.Exec("create schema template create table item (id int) create table ledger (version text)", "insert into template.ledger values ('1')")
+	fl := newFleetOn(t, d, 1, func(c *Config) {
+		c.Template, c.TemplateReference = "template", []string{"ledger"}
+		c.Registry = &RegistryConfig{TTL: time.Millisecond}
+	})
+	made := Tenant{ID: "tmade", Isolation: IsolationSchema}
+	require.NoError(t, fl.db.Provision(ctx, made))
+	a := newAt(t)
+	o := ForEachOptions{Name: "v2", SkipShared: true, Versions: versionsOf(nil), Target: "2"}
+	_, err := fl.db.ForEach(ctx, o, a.work(func(ctx context.Context, conn *pgx.Conn, tn Tenant) error {
+		if tn.ID == "t0000" {
+			return errTest
+		}
+		return upgrade(ctx, conn, tn)
+	}))
+	require.ErrorIs(t, err, errTest)
+	require.NoError(t, fl.db.Deprovision(ctx, "tmade"))
+	require.NoError(t, fl.db.Provision(ctx, made))
+	report, err := fl.db.ForEach(ctx, o, a.work(upgrade))
+	require.NoError(t, err)
+	require.Equal(t, []any{1, 1, true}, []any{report.Done, report.Current, report.Complete})
+	require.Equal(t, 1, a.done["tmade"])
+	require.Equal(t, 2, fl.upgraded())
 }

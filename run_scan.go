@@ -92,7 +92,8 @@ func hostOf(c *pgxpool.Config) string {
 // selectSQL is the condition of tenants that this call may still have to work on; the parameters are in scanArgs. A
 // failure of this call is not tried again by it, nor one that another process has had since this call began. What the
 // run has of a tenant is a value, and no join: nothing is known of a table that was filled just now, and a join of
-// all with all is what the server may take then.
+// all with all is what the server may take then. What became of a tenant that was deleted says nothing of one that was
+// made later under its ID.
 const selectSQL = chosenSQL + ` and coalesce((select case
 		when r.state in ('done', 'current') then false
 		when r.state in ('failed', 'unknown', 'skipped') and r.ended >= $7 then false
@@ -103,7 +104,7 @@ const (
 	chosenSQL = `t.id > $1 and t.isolation <> 'row'
 	and ($3::text[] is null or t.isolation = any ($3)) and ($4::text[] is null or t.plan = any ($4)) and ($5::text[] is null or t.id = any ($5))`
 
-	ofTenantSQL = "from pgxtenant.run_result r where r.run = $6 and r.kind = 'tenant' and r.target = t.id"
+	ofTenantSQL = "from pgxtenant.run_result r where r.run = $6 and r.kind = 'tenant' and r.target = t.id and r.started >= t.created"
 )
 
 func (r *tenantRun) scanArgs(after string, limit int) []any {

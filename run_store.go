@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -85,6 +84,9 @@ func (r *tenantRun) enter(ctx context.Context) error {
 					o.Name, options, o.fingerprint())
 			}
 			r.resumed = true
+			if err = r.canaries(ctx, tx); err != nil {
+				return err
+			}
 			if _, err = tx.Exec(ctx, "update pgxtenant.run set ended = null where id = $1", r.id); err != nil {
 				return err
 			}
@@ -95,7 +97,7 @@ func (r *tenantRun) enter(ctx context.Context) error {
 
 func (r *tenantRun) insert(ctx context.Context, tx pgx.Tx) error {
 	r.resumed = false
-	if err := r.known(ctx, tx); err != nil {
+	if err := errors.Join(r.known(ctx, tx), r.canaries(ctx, tx)); err != nil {
 		return err
 	}
 	err := tx.QueryRow(ctx, "insert into pgxtenant.run (name, started_by, options) values ($1, $2, $3) returning id, clock_timestamp()",
@@ -129,13 +131,12 @@ func (r *tenantRun) replace(ctx context.Context, tx pgx.Tx) error {
 	return r.insert(ctx, tx)
 }
 
-// known checks that the registry has all of the IDs that the options name.
+// known checks that the registry has all of the IDs that the options select.
 func (r *tenantRun) known(ctx context.Context, tx pgx.Tx) error {
-	named := slices.Concat(r.o.IDs, r.o.Canaries)
-	if len(named) == 0 {
+	if len(r.o.IDs) == 0 {
 		return nil
 	}
-	rows, err := tx.Query(ctx, "select i.id from unnest($1::text[]) i(id) where not exists (select from pgxtenant.tenant t where t.id = i.id) limit 10", named)
+	rows, err := tx.Query(ctx, "select i.id from unnest($1::text[]) i(id) where not exists (select from pgxtenant.tenant t where t.id = i.id) limit 10", r.o.IDs)
 	if err != nil {
 		return err
 	}
@@ -150,10 +151,37 @@ func (r *tenantRun) known(ctx context.Context, tx pgx.Tx) error {
 	return errors.Join(errs...)
 }
 
+// canaries checks that the run comes to each of its canaries.
+func (r *tenantRun) canaries(ctx context.Context, tx pgx.Tx) error {
+	var errs []error
+	for _, id := range r.o.Canaries {
+		row, err := tx.Query(ctx, recordSQL+"t.id = $1", id)
+		if err != nil {
+			return err
+		}
+		rec, err := pgx.CollectExactlyOneRow(row, r.db.registry.decode)
+		t := &runTarget{status: rec.Status}
+		switch {
+		case errors.Is(err, pgx.ErrNoRows):
+			err = ErrTenantNotFound
+		case err != nil && rec.ID == "":
+			return err
+		case err == nil && t.notLookedAt() != nil:
+			err = t.notLookedAt()
+		case err == nil && !r.o.chooses(rec.Tenant):
+			err = errors.New("pgxtenant: ForEachOptions.Canaries has it, and it is not among the tenants that are selected")
+		}
+		if err != nil {
+			errs = append(errs, &TenantError{id, "canary", err})
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // claimed is the answer to a claim.
 type claimed struct {
 	ok       bool   // the target is ours
-	finished bool   // it is done in this run already, by another process
+	finished bool   // it is done in this run already, by another process; not a tenant of the same ID before it
 	gone     bool   // the tenant is not in the registry
 	status   string // of the tenant, as of now
 }
@@ -174,7 +202,7 @@ func (r *tenantRun) claim(ctx context.Context, t *runTarget) (c claimed, err err
 				select $1, $2, $3, $6, $7, 'running', $4 from claimed
 				on conflict (run, kind, target) do update set state = 'running', runner = excluded.runner, place = excluded.place,
 					isolation = excluded.isolation, started = clock_timestamp(), ended = null, error = '', attempts = 0
-					where r.state not in ('done', 'current')
+					where r.state not in ('done', 'current') or r.started < (select created from pgxtenant.tenant where id = $3 and $2 = 'tenant')
 				returning 1)
 			select (select count(*) from claimed), (select count(*) from noted),
 				(select count(*) from pgxtenant.tenant where id = $3), coalesce((select status from pgxtenant.tenant where id = $3), '')`,

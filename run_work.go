@@ -176,7 +176,7 @@ func (r *tenantRun) on(ctx context.Context, p *runPlace, pooled *pgxpool.Conn, t
 		if res.State == RunDone || !retryable(err) || res.Attempts >= r.o.Attempts || conn.IsClosed() {
 			break
 		}
-		if sleep(fctx, r.backoff(res.Attempts)) != nil || p.reset(fctx, conn) != nil || p.enter(fctx, conn, t) != nil {
+		if sleep(fctx, backoff(res.Attempts)) != nil || p.reset(fctx, conn) != nil || p.enter(fctx, conn, t) != nil {
 			break // with the error that there is
 		}
 	}
@@ -283,8 +283,8 @@ func retryable(err error) bool {
 }
 
 // backoff is the pause after so many attempts: growing, and not the same for all that wait for one thing.
-func (r *tenantRun) backoff(attempts int) time.Duration {
-	pause := min(r.o.Backoff<<min(attempts-1, 16), maxBackoff)
+func backoff(attempts int) time.Duration {
+	pause := min(firstPause<<min(attempts-1, 16), longestPause)
 	return pause/2 + rand.N(pause+1)
 }
 

@@ -3,7 +3,9 @@ package tenantgoose
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/sha256"
+	"database/sql"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -11,6 +13,7 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strings"
 	"testing/fstest"
 
 	"github.com/pressly/goose/v3"
@@ -84,10 +87,12 @@ func readFolder(fsys fs.FS, name string, inGo []*goose.Migration) (*folder, erro
 		case path.Ext(at) == ".go":
 			goFiles[e.Name()] = &fstest.MapFile{}
 			continue
-		case path.Ext(at) != ".sql":
+		case !strings.EqualFold(path.Ext(at), ".sql"):
 			continue
+		case path.Ext(at) != ".sql":
+			// goose passes over it, and over the next one, and their SQL would never run.
+			return nil, fmt.Errorf("tenantgoose: %s: its name must end in .sql, in lower case", at)
 		case err != nil:
-			// goose passes over it, and its SQL would never run.
 			return nil, fmt.Errorf("tenantgoose: %s: its name is not a number above zero, an underscore and the rest: %w", at, err)
 		}
 		content, err := fs.ReadFile(fsys, at)
@@ -123,7 +128,36 @@ func readFolder(fsys fs.FS, name string, inGo []*goose.Migration) (*folder, erro
 	if _, err := goose.NewProvider(goose.DialectPostgres, db, goFiles, f.providerOptions()...); err != nil {
 		return nil, fmt.Errorf("tenantgoose: folder %s: %w", name, err)
 	}
-	return f, nil
+	return f, f.parse()
+}
+
+// sqlOutside is a file that looks like a migration and is in none of the folders, or empty.
+func sqlOutside(fsys fs.FS) string {
+	entries, _ := fs.ReadDir(fsys, ".") // what cannot be read there is told of the folders
+	for _, e := range entries {
+		if _, err := goose.NumericComponent(e.Name()); err == nil && !e.IsDir() && strings.EqualFold(path.Ext(e.Name()), ".sql") {
+			return e.Name()
+		}
+	}
+	return ""
+}
+
+// parse has goose read all SQL files, both ways, as it does before it applies the first of them: so this is its Up for a
+// place where nothing is applied, on a connection that can do nothing.
+func (f *folder) parse() error {
+	if len(f.files) == 0 {
+		return nil
+	}
+	db := sql.OpenDB(connector{&session{ended: true}})
+	defer db.Close()
+	p, err := goose.NewProvider(goose.DialectCustom, db, f.files, goose.WithStore(nothingApplied{}), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
+	if err == nil {
+		_, err = p.Up(context.Background())
+	}
+	if errors.Is(err, errEnded) {
+		return nil // it has come to the first statement
+	}
+	return fmt.Errorf("tenantgoose: folder %s: %w", f.name, err)
 }
 
 // providerOptions are goose's own for one place. It takes no lock, which would be one for the whole database: the run

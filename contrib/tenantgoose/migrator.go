@@ -74,7 +74,9 @@ func New(db *pgxtenant.TenantDB, migrations fs.FS, list ...Option) (*Migrator, e
 	m.shared, errs[0] = readFolder(migrations, sharedFolder, o.sharedInGo)
 	m.tenant, errs[1] = readFolder(migrations, tenantFolder, o.inGo)
 	c := db.Config()
-	switch {
+	switch astray := sqlOutside(migrations); {
+	case astray != "":
+		errs[2] = fmt.Errorf("tenantgoose: %s is in neither of the folders %s and %s, and would never run", astray, sharedFolder, tenantFolder)
 	case c.Registry == nil:
 		errs[2] = pgxtenant.ErrNoRegistry
 	case c.Admin == nil:

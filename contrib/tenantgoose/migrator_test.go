@@ -364,6 +364,10 @@ func TestNewRefuses(t *testing.T) {
 	}{
 		{"nothing", files(), nil, "no migrations found: there is none in the folders shared and tenant"},
 		{"no number", with(good, "tenant/notes.sql", "x"), nil, "tenant/notes.sql: its name is not a number"},
+		{"outside", with(good, "00002_b.sql", addColumn("b"), "schema.sql", "x"), nil, "00002_b.sql is in neither of the folders shared and tenant"},
+		{"upper case", with(good, "tenant/00002_b.SQL", addColumn("b")), nil, "tenant/00002_b.SQL: its name must end in .sql, in lower case"},
+		{"does not parse", with(good, "tenant/00002_b.sql", "create table b ()"), nil, "00002_b.sql"},
+		{"does not parse on the way back", with(good, "shared/00002_b.sql", "-- +goose Up\nselect 1;\n-- +goose Down\n-- +goose StatementBegin\nselect 1"), nil, "00002_b.sql"},
 		{"twice", with(good, "tenant/1_b.sql", addColumn("b")), nil, "have the same version"},
 		{"twice in Go", good, []tenantgoose.Option{tenantgoose.WithGoMigrations(inGo)}, "have the same version"},
 		{"Go file that nobody registered", with(good, "tenant/00002_b.go", "package b"), nil, "unregistered Go file"},
@@ -378,4 +382,6 @@ func TestNewRefuses(t *testing.T) {
 	require.ErrorIs(t, err, pgxtenant.ErrNoRegistry)
 	_, err = tenantgoose.New(nil, good)
 	require.Error(t, err)
+	_, err = tenantgoose.New(s.db, files("tenant/00001_a.sql", "-- +goose NO TRANSACTION\n-- +goose Up\n-- +goose Down\n", "schema.sql", "x"))
+	require.NoError(t, err, "without a statement")
 }

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/pgxtenant/pgxtenant"
 )
@@ -23,7 +24,7 @@ const (
 	exitUsage       = 2   // wrong flags, arguments, environment or config file; nothing was done
 	exitFound       = 3   // the audit has found something, or no tenant is meant by what was said
 	exitRefused     = 4   // not confirmed; nothing was done
-	exitInterrupted = 130 // ended by Ctrl-C or SIGTERM
+	exitInterrupted = 130 // ended by Ctrl-C, SIGTERM or SIGHUP
 )
 
 // exitError is an error with an exit code of its own.
@@ -54,7 +55,7 @@ type app struct {
 
 // Main runs the program and returns its exit code.
 func Main(args []string, in, out, err *os.File) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), endings()...)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
 	a := &app{in: in, out: newOutput(out), err: newOutput(err), signalsOff: stop}
@@ -64,6 +65,15 @@ func Main(args []string, in, out, err *os.File) int {
 	root.SetOut(out)
 	root.SetErr(err)
 	return a.exitCode(ctx, root.ExecuteContext(ctx))
+}
+
+// endings are the signals that end the program, or a run. What it was started to take no notice of, as by nohup, is none.
+func endings() []os.Signal {
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		signals = append(signals, syscall.SIGHUP)
+	}
+	return signals
 }
 
 // Root is the command as the pages about it describe it.
@@ -100,6 +110,9 @@ done; 130 interrupted.`,
 			if err := a.settings.load(cmd.Root().PersistentFlags()); err != nil {
 				return &exitError{exitUsage, err}
 			}
+			if err := notEmpty(cmd.Flags()); err != nil {
+				return err
+			}
 			if a.settings.warning != "" {
 				a.err.line("%s %s", a.err.paint(yellow, "pgxtenant:"), printable(a.settings.warning))
 			}
@@ -113,6 +126,17 @@ done; 130 interrupted.`,
 	root.SetUsageTemplate(usageTemplate(root.UsageTemplate()))
 	root.AddCommand(a.initCommand(), a.tenantCommand(), a.rlsCommand(), a.auditCommand(), a.migrateCommand(), a.topCommand(), a.moveCommand())
 	return root
+}
+
+// notEmpty refuses lists that are given with nothing in them, such as by a variable of a shell that is not set: a selection by
+// nothing would be one of everything.
+func notEmpty(flags *pflag.FlagSet) (err error) {
+	flags.Visit(func(f *pflag.Flag) {
+		if list, ok := f.Value.(pflag.SliceValue); ok && len(list.GetSlice()) == 0 && err == nil {
+			err = usagef("--%s is given, and names nothing; leave it out if that is meant", f.Name)
+		}
+	})
+	return err
 }
 
 // version is that of the module, as the binary was built from it.

@@ -59,7 +59,7 @@ func (m *migration) selection(f *pflag.FlagSet, cmd *cobra.Command) {
 	f.StringSliceVar(&m.isolations, "isolation", nil, "only tenants with one of these: `row`, schema or database; row are the shared tables")
 	f.StringSliceVar(&m.o.Plans, "plan", nil, "only tenants on one of these `plans`")
 	f.StringSliceVar(&m.o.IDs, "id", nil, "only these `tenants`")
-	f.Float64Var(&m.o.Percent, "percent", 0, "only so many `percent` of the tenants, the same ones each time")
+	f.Float64Var(&m.o.Percent, "percent", 0, "only so many `percent` of the tenants, the same ones each time (default: all)")
 	f.BoolVar(&m.o.SkipShared, "skip-shared", false, "leave the shared tables alone")
 	f.BoolVar(&m.o.SkipTemplates, "skip-templates", false, "leave the templates alone")
 	f.BoolVar(&m.outOfOrder, "out-of-order", false, "apply what a tenant lacks below its version, too")
@@ -72,22 +72,50 @@ func (m *migration) selection(f *pflag.FlagSet, cmd *cobra.Command) {
 // pace adds the flags that say how a run goes.
 func (m *migration) pace(f *pflag.FlagSet) {
 	f.IntVar(&m.o.Concurrency, "concurrency", pgxtenant.DefaultRunConcurrency, "how many tenants at once")
-	f.IntVar(&m.o.PerServer, "per-server", 0, "how many at once on one server (default: as many)")
-	f.StringSliceVar(&m.o.Canaries, "canary", nil, "`tenants` that come first; the rest is left alone if one fails")
+	f.IntVar(&m.o.PerServer, "per-server", 0, "how many at once on one server (default: as many as --concurrency)")
+	f.StringSliceVar(&m.o.Canaries, "canary", nil, "`tenants` of those selected that come first; the rest is left alone if one fails")
 	f.Float64SliceVar(&m.o.Waves, "waves", nil, "`percentages` of the tenants to be done after each wave, such as 1,10")
 	f.Lookup("waves").DefValue = ""
 	f.IntVar(&m.o.StopAfter, "stop-after", 0, "stop after so many failures (default: go on to the end)")
 	f.Float64Var(&m.o.StopRate, "stop-rate", 0, "stop if more than this `part` of the tenants fail, 0.1 for a tenth")
-	f.DurationVar(&m.o.LockTimeout, "lock-timeout", pgxtenant.DefaultRunLockTimeout, "how long a statement waits for a lock before it is tried again")
-	f.DurationVar(&m.o.StatementTimeout, "statement-timeout", pgxtenant.DefaultRunStatementTimeout, "how long a statement may take")
+	f.DurationVar(&m.o.LockTimeout, "lock-timeout", pgxtenant.DefaultRunLockTimeout, "how long a statement waits for a lock before it is tried again; 0 is for ever")
+	f.DurationVar(&m.o.StatementTimeout, "statement-timeout", pgxtenant.DefaultRunStatementTimeout, "how long a statement may take; 0 is for ever")
 	f.StringVar(&m.o.Name, "name", "", "`name` of the run (default: made of the time)")
 	f.StringVar(&m.resume, "resume", "", "go on with the run of this `name`; its selection must be given again")
 	f.BoolVar(&m.o.Fresh, "fresh", false, "begin anew, and give up a run of the same --name that was not completed")
 	f.BoolVar(&m.o.FailedOnly, "failed-only", false, "with --resume: only what has failed")
 }
 
+// zeros says what a zero means that was given. The options' own zero is the default, which is none that is asked for.
+func (m *migration) zeros(f *pflag.FlagSet) error {
+	for name, timeout := range map[string]*time.Duration{"lock-timeout": &m.o.LockTimeout, "statement-timeout": &m.o.StatementTimeout} {
+		switch {
+		case !f.Changed(name):
+		case *timeout < 0:
+			return usagef("--%s is %v; want 0, which is for ever, or more", name, *timeout)
+		case *timeout == 0:
+			*timeout = -1
+		}
+	}
+	for name, value := range map[string]float64{"percent": m.o.Percent, "concurrency": float64(m.o.Concurrency), "per-server": float64(m.o.PerServer),
+		"stop-after": float64(m.o.StopAfter), "stop-rate": m.o.StopRate} {
+		if f.Changed(name) && value == 0 {
+			return usagef("--%s is 0; leave it out, or say more", name)
+		}
+	}
+	for name, value := range map[string]string{"name": m.o.Name, "resume": m.resume} {
+		if f.Changed(name) && value == "" {
+			return usagef("--%s is given, and names no run", name)
+		}
+	}
+	return nil
+}
+
 // open opens the database and reads the migrations.
-func (m *migration) open(ctx context.Context, a *app) (*pgxtenant.TenantDB, *tenantgoose.Migrator, error) {
+func (m *migration) open(cmd *cobra.Command, a *app) (*pgxtenant.TenantDB, *tenantgoose.Migrator, error) {
+	if err := m.zeros(cmd.Flags()); err != nil {
+		return nil, nil, err
+	}
 	for _, name := range m.isolations {
 		isolation, err := isolationOf(name)
 		if err != nil {
@@ -101,7 +129,7 @@ func (m *migration) open(ctx context.Context, a *app) (*pgxtenant.TenantDB, *ten
 	if !folder(filepath.Join(m.dir, "shared")) && !folder(filepath.Join(m.dir, "tenant")) {
 		return nil, nil, usagef("the folder of migrations %q has neither a folder shared nor a folder tenant; --dir names another", m.dir)
 	}
-	db, err := a.open(ctx, needs{})
+	db, err := a.open(cmd.Context(), needs{})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -142,7 +170,7 @@ Exits with 1 if one has failed, and with 3 if the selection matches nothing.`,
   pgxtenant migrate up --isolation schema --percent 10 --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			db, migrator, err := m.open(cmd.Context(), a)
+			db, migrator, err := m.open(cmd, a)
 			if err != nil {
 				return err
 			}
@@ -186,7 +214,7 @@ The shared tables are left alone, unless --isolation is row: then it is they.`,
 	cmd.Flags().Int64Var(&m.to, "to", 0, "`version` to go back to, 0 for none (default: the one before the newest)")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print the SQL, and change nothing")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		db, migrator, err := m.open(cmd.Context(), a)
+		db, migrator, err := m.open(cmd, a)
 		if err != nil {
 			return err
 		}
@@ -292,8 +320,12 @@ func ofOptions(err error) error {
 		return err
 	}
 	return &exitError{exitUsage, errors.New(optionName.ReplaceAllStringFunc(err.Error(), func(field string) string {
+		field = strings.TrimPrefix(field, "ForEachOptions.")
+		if name, ok := map[string]string{"IDs": "id", "Canaries": "canary", "Plans": "plan", "Isolations": "isolation"}[field]; ok {
+			return "--" + name
+		}
 		var flag strings.Builder
-		for i, r := range strings.TrimPrefix(field, "ForEachOptions.") {
+		for i, r := range field {
 			if unicode.IsUpper(r) && i > 0 {
 				flag.WriteByte('-')
 			}
@@ -330,22 +362,26 @@ func brief(err error) string {
 
 // resumable says what is wrong with resuming a run of that name.
 func resumable(ctx context.Context, db *pgxtenant.TenantDB, name string) error {
-	runs, err := db.Runs(ctx, 1000)
+	named, err := db.Runs(ctx, 1, name)
+	switch {
+	case err != nil:
+		return err
+	case len(named) > 0 && named[0].Complete:
+		return &exitError{exitFound, fmt.Errorf("run %s is complete; there is nothing left of it to do", strconv.Quote(name))}
+	case len(named) > 0:
+		return nil
+	}
+	latest, err := db.Runs(ctx, 20)
 	if err != nil {
 		return err
 	}
 	var open []string
-	for _, r := range runs {
-		switch {
-		case r.Name == name && r.Complete:
-			return &exitError{exitFound, fmt.Errorf("run %s is complete; there is nothing left of it to do", strconv.Quote(name))}
-		case r.Name == name:
-			return nil
-		case !r.Complete && len(open) < 5:
+	for _, r := range latest {
+		if !r.Complete && len(open) < 5 {
 			open = append(open, r.Name)
 		}
 	}
-	hint := "none is incomplete"
+	hint := "none of late is incomplete"
 	if len(open) > 0 {
 		hint = "incomplete are " + strings.Join(open, ", ")
 	}

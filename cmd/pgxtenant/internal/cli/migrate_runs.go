@@ -94,25 +94,18 @@ func (a *app) runs(ctx context.Context, db *pgxtenant.TenantDB, limit int, asJSO
 
 // runResults shows what became of tenants in the latest run of a name.
 func (a *app) runResults(ctx context.Context, db *pgxtenant.TenantDB, name string, all, asJSON bool) error {
-	runs, err := db.Runs(ctx, 0)
+	runs, err := db.Runs(ctx, 1, name)
 	if err != nil {
 		return err
 	}
-	id := int64(0)
-	for i := range runs {
-		if runs[i].Name == name {
-			id = runs[i].ID
-			break // the newest comes first
-		}
-	}
-	if id == 0 {
+	if len(runs) == 0 {
 		return &exitError{exitFound, fmt.Errorf("there has been no run %q; migrate runs lists them", printable(name))}
 	}
 	states := []pgxtenant.RunState{pgxtenant.RunFailed, pgxtenant.RunUnknown}
 	if all {
 		states = nil
 	}
-	for res, err := range db.RunResults(ctx, id, states...) {
+	for res, err := range db.RunResults(ctx, runs[0].ID, states...) {
 		if err != nil {
 			return err
 		}

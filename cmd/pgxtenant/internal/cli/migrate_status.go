@@ -52,7 +52,7 @@ pending.`,
 }
 
 func (a *app) status(cmd *cobra.Command, m *migration, pending, check bool) error {
-	db, migrator, err := m.open(cmd.Context(), a)
+	db, migrator, err := m.open(cmd, a)
 	if err != nil {
 		return err
 	}
@@ -147,7 +147,7 @@ anything to do.`,
 }
 
 func (a *app) plan(cmd *cobra.Command, m *migration, check bool) error {
-	db, migrator, err := m.open(cmd.Context(), a)
+	db, migrator, err := m.open(cmd, a)
 	if err != nil {
 		return err
 	}

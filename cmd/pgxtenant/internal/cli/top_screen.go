@@ -95,7 +95,7 @@ func (a *app) draw(w *watch, state *pgxtenant.DebugState, trouble error) error {
 	if width, h, err := term.GetSize(int(a.out.file.Fd())); err == nil && width > 0 && h > 0 {
 		a.out.width, height = width, h
 	}
-	lines := a.topLines(w, state, height-1)
+	lines := a.topLines(w, state, max(height-1, 1)) // 0 would be all
 	if trouble != nil {
 		lines[0] = a.out.paint(red, text.Trim(printable(a.settings.masked(trouble.Error())), a.out.width))
 	}

@@ -104,6 +104,9 @@ func (db *TenantDB) placeable(r *Record) error {
 	case r.ConnString != "" && r.Server != "":
 		return fmt.Errorf("%w: OnServer makes a database, and its ConnString leads to one already", ErrInvalidTenant)
 	}
+	if r.Isolation == IsolationSchema && db.config.Template != "" && r.Tenant.schema() == db.config.Template {
+		return fmt.Errorf("%w: schema %q is the template", ErrWrongTenant, db.config.Template)
+	}
 	if r.Isolation == IsolationDatabase && r.ConnString == "" {
 		if r.Server == "" && len(db.servers) == 1 {
 			for r.Server = range db.servers {

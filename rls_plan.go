@@ -70,6 +70,8 @@ func (t *rlsTable) read(ctx context.Context, tx pgx.Tx, lock bool) error {
 	switch {
 	case err != nil:
 		return err
+	case strings.HasPrefix(t.qualified, "pgxtenant."):
+		return fmt.Errorf("%s is the package's own, which no tenant's rows are in", t.qualified)
 	case t.kind != "r" && t.kind != "p":
 		return fmt.Errorf("%s is not a table, which alone can have policies", t.qualified)
 	case t.parent != nil:

@@ -68,6 +68,9 @@ func (db *TenantDB) Databases(server string) (*DatabaseManager, error) {
 	if m, ok := db.servers[server]; ok {
 		return m, nil
 	}
+	if len(db.servers) == 0 {
+		return nil, errors.New("pgxtenant: Config.Servers is empty: there is no server to make databases on")
+	}
 	return nil, fmt.Errorf("pgxtenant: Config.Servers names no server %q, only %q", clip(server), slices.Sorted(maps.Keys(db.config.Servers)))
 }
 

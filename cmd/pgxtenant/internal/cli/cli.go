@@ -2,6 +2,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,9 +63,9 @@ func Main(args []string, in, out, err *os.File) int {
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(in)
-	root.SetOut(out)
-	root.SetErr(err)
-	return a.exitCode(ctx, root.ExecuteContext(ctx))
+	root.SetOut(a.out)
+	root.SetErr(a.err)
+	return a.exitCode(ctx, cmp.Or(root.ExecuteContext(ctx), a.out.lost()))
 }
 
 // endings are the signals that end the program, or a run. What it was started to take no notice of, as by nohup, is none.
@@ -125,6 +126,10 @@ done; 130 interrupted.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	root.SetUsageTemplate(usageTemplate(root.UsageTemplate()))
 	root.AddCommand(a.initCommand(), a.tenantCommand(), a.rlsCommand(), a.auditCommand(), a.migrateCommand(), a.topCommand(), a.moveCommand())
+	root.InitDefaultCompletionCmd()
+	if completion, _, err := root.Find([]string{"completion"}); err == nil {
+		group(completion) // which would take any shell for a wish for help
+	}
 	return root
 }
 
@@ -186,6 +191,7 @@ var inOurWords = strings.NewReplacer(
 	"take another Name, or set Fresh", "or take another --name, or --fresh", "WithOutOfOrder", "--out-of-order", "DatabaseOptions.Template", "the server's template",
 	"Provision makes it, or Deprovision removes the tenant", "tenant create makes it, or tenant delete removes the tenant", "Provision completes it", "tenant create completes it", "Deprovision removes it", "tenant delete removes it",
 	"Config.Admin", "--admin", "Config.Shared", "--database", "Config.TemplateReference", "--template-reference", "Config.Template", "--template", "Config.Servers", "servers",
+	"set Backfill", "set --backfill", "FailedOnly", "--failed-only",
 	"RegistryConfig.TTL", "--registry-ttl", "RegistryConfig.StaleOnError", "--registry-stale", "Config.AuditAllow", "audit.allow",
 	"Config.Registry.Key", "registry_key", "Config.Registry.TTL", "--registry-ttl", "Config.Registry.StaleOnError", "--registry-stale",
 	"Config.Seal.Key", "seal_key")
@@ -210,7 +216,7 @@ func (a *app) exitCode(ctx context.Context, err error) int {
 	switch {
 	case errors.As(err, &own):
 		code = own.code
-	case !a.ready:
+	case !a.ready && a.out.lost() == nil:
 		code = exitUsage // cobra's own complaints about arguments
 	case errors.Is(err, pgxtenant.ErrTenantNotFound):
 		code = exitFound

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 	"unicode"
 
@@ -264,6 +263,9 @@ func (m *migration) takenBack(all []tenantgoose.Migration, to bool) (back []tena
 
 // migrate runs a migration, and tells how it goes.
 func (a *app) migrate(cmd *cobra.Command, db *pgxtenant.TenantDB, m *migration, do func(context.Context, pgxtenant.ForEachOptions) (*pgxtenant.RunReport, error)) error {
+	if m.o.FailedOnly && m.resume == "" {
+		return usagef("--failed-only goes on with a run; --resume names it")
+	}
 	if m.resume != "" {
 		if m.o.Name != "" && m.o.Name != m.resume {
 			return usagef("--name and --resume name two runs")
@@ -291,9 +293,7 @@ func (a *app) migrate(cmd *cobra.Command, db *pgxtenant.TenantDB, m *migration, 
 		return ofOptions(err)
 	}
 	if m.asJSON {
-		if err := a.out.json(a.viewOfReport(report, err)); err != nil && !errors.Is(err, syscall.EPIPE) {
-			return err
-		}
+		_ = a.out.json(a.viewOfReport(report, err)) // how to go on is worth more than that it was not written
 	} else {
 		a.report(report)
 	}

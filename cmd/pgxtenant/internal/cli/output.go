@@ -1,13 +1,17 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"unicode"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -21,6 +25,9 @@ type output struct {
 	file  *os.File
 	width int // of the terminal; 0 if it is none
 	color bool
+
+	mu     sync.Mutex
+	failed error // the first failure of a write; whatever is written afterwards may be lost too
 }
 
 func newOutput(file *os.File) *output {
@@ -38,12 +45,29 @@ func newOutput(file *os.File) *output {
 
 func (o *output) terminal() bool { return o.width > 0 }
 
-func (o *output) Write(p []byte) (int, error) { return o.file.Write(p) }
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.file.Write(p)
+	if err != nil {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.failed = cmp.Or(o.failed, err)
+	}
+	return n, err
+}
 
-// line prints a line without what could steer a terminal, and breaks it at the terminal's width. A broken pipe is
-// nothing to complain of.
+// lost is why not all could be written, or nil. That whoever reads it has gone, as head does, is nothing to complain of.
+func (o *output) lost() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if errors.Is(o.failed, syscall.EPIPE) {
+		return nil
+	}
+	return o.failed
+}
+
+// line prints a line without what could steer a terminal, and breaks it at the terminal's width. See lost for errors.
 func (o *output) line(format string, args ...any) {
-	_, _ = io.WriteString(o.file, wrap(fmt.Sprintf(format, args...), o.width)+"\n")
+	_, _ = io.WriteString(o, wrap(fmt.Sprintf(format, args...), o.width)+"\n")
 }
 
 // wrap breaks lines at spaces where there are any; 0 is no width.
@@ -63,7 +87,7 @@ func wrap(s string, width int) string {
 var padding = regexp.MustCompile(`(?m) +$`)
 
 // json prints a value as one line.
-func (o *output) json(value any) error { return json.NewEncoder(o.file).Encode(value) }
+func (o *output) json(value any) error { return json.NewEncoder(o).Encode(value) }
 
 type color = text.Color
 

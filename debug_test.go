@@ -229,7 +229,8 @@ func browser(t *testing.T) string {
 			return path
 		}
 	}
-	t.Fatal("no Chromium; run tools/deps.sh, or name one in CHROMIUM")
+	// .ci/run takes no skipped test for passed.
+	t.Skip("no Chromium that starts; install one, or name it in CHROMIUM")
 	return ""
 }
 

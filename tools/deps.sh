@@ -90,7 +90,7 @@ if command -v apt-get >/dev/null; then
 	fi
 	[ -z "$chrome" ] || install_chrome || true
 	# All else can be tested without.
-	have_browser || echo "deps: found no Chromium to install that starts, so TestDebugPageInABrowser will fail; install one, or name it in CHROMIUM" >&2
+	have_browser || echo "deps: found no Chromium to install that starts, so TestDebugPageInABrowser will be skipped; install one, or name it in CHROMIUM" >&2
 elif command -v brew >/dev/null; then
 	have_postgres || missing="$missing postgresql@17"
 	have_pgbouncer || missing="$missing pgbouncer"

@@ -195,6 +195,7 @@ func (s *summary) add(e event) {
 			s.passed++
 		case "skip":
 			s.skipped++
+			s.print(k) // with the reason
 		case "fail":
 			s.failed++
 			s.tests[e.Package]++

@@ -62,8 +62,8 @@ func TestSummary(t *testing.T) {
 		},
 		"a failure and a skip": {
 			files: map[string]string{"go.mod": module, "a_test.go": test(
-				`func TestA(t *testing.T) { t.Log("why A") ; t.Fail() }; func TestB(t *testing.T) { t.Skip() }; func TestC(t *testing.T) { t.Log("silent") }`)},
-			last: "1 passed, 1 failed, 1 skipped", says: []string{"why A", "FAIL  m  "},
+				`func TestA(t *testing.T) { t.Log("why A") ; t.Fail() }; func TestB(t *testing.T) { t.Skip("why not B") }; func TestC(t *testing.T) { t.Log("silent") }`)},
+			last: "1 passed, 1 failed, 1 skipped", says: []string{"why A", "why not B", "FAIL  m  "},
 		},
 		"a panic": {
 			files: map[string]string{"go.mod": module, "a_test.go": test(`func TestA(t *testing.T) { go panic("loud"); time.Sleep(time.Hour) }`)},

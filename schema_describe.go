@@ -28,6 +28,9 @@ type part struct {
 	sql  string
 }
 
+// Left out, as pg_dump does: what is the server's own, such as the version of a column that the minor releases of November
+// 2026 keep among its options as pg_attver.
+
 // describedSchema is what every query below begins with; $1 is the schema.
 const describedSchema = `with ns as (select oid, nspname, nspowner from pg_namespace where nspname = $1),
 	rel as (select c.*, quote_ident(c.relname) as q from pg_class c join ns on ns.oid = c.relnamespace),
@@ -209,7 +212,7 @@ var guardParts = []part{
 			select 'set storage ' || case a.attstorage when 'p' then 'plain' when 'e' then 'external' when 'm' then 'main' else 'extended' end where a.attstorage <> y.typstorage
 			union all select 'set compression ' || case a.attcompression when 'p' then 'pglz' else 'lz4' end where a.attcompression in ('p', 'l')
 			union all select 'set statistics ' || a.attstattarget where a.attstattarget >= 0
-			union all select format('set (%s)', string_agg(format('%s = %L', x.option_name, x.option_value), ', ')) from pg_options_to_table(a.attoptions) x having count(*) > 0) o(sql)
+			union all select format('set (%s)', string_agg(format('%s = %L', x.option_name, x.option_value), ', ')) from pg_options_to_table(a.attoptions) x where x.option_name <> 'pg_attver' having count(*) > 0) o(sql)
 		where c.relkind in ('r', 'p', 'm') order by 2, 3`},
 	{"unchecked constraint", `select 0::oid, k.conname, format('alter table %s add constraint %I %s', c.q, k.conname, pg_get_constraintdef(k.oid))
 		from tab c join pg_constraint k on k.conrelid = c.oid where k.contype = 'c' and not k.convalidated and k.conislocal order by c.q, 2`},

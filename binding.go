@@ -81,14 +81,16 @@ func newBinder(o binderOptions) (*binder, error) {
 // binding is what makes a statement run as one tenant: messages and text that set the tenant's
 // settings for the length of a transaction. It is encoded once per tenant value and immutable, but for what it caches.
 type binding struct {
-	// A checkout touches these.
-	binder *binder
-	pool   atomic.Pointer[isolatedPool] // the last that served it, which may have ended
-	hash   uint64                       // of the tenant's ID, for the loadMeter
+	// A checkout touches these and the tenant's ID, and no more; see isolatedPool.
+	binder   *binder
+	pool     atomic.Pointer[isolatedPool] // the last that served it, which may have ended
+	hash     uint64                       // of the tenant's ID, for the loadMeter
+	served   bool                         // check finds nothing against its status
+	database bool                         // the tenant has IsolationDatabase
+	watched  bool                         // the tenant has a HoldLimit
+
 	tenant Tenant
 	limits Limits // the tenant's, with defaults
-
-	bound Tenant // the tenant, with the Settings of its limits
 
 	// For the extended protocol: Bind and Execute of shape's prepared statement.
 	shape *shape
@@ -96,6 +98,8 @@ type binding struct {
 	renew time.Time // when the signature in exec is to be renewed; zero for never
 
 	text atomic.Pointer[string] // see query
+
+	_ [16]byte // to the end of a cache line
 }
 
 // shape is the prepared statement that all tenants with as many settings share, so that what the server
@@ -209,13 +213,21 @@ func (b *binder) limitsOf(t Tenant) Limits {
 
 // encode builds the binding of a tenant that has been validated. The zero Tenant binds the empty string.
 func (b *binder) encode(t Tenant, limits Limits) *binding {
-	bd := &binding{tenant: t, limits: limits, bound: t, binder: b, hash: loadHash(t.ID)}
-	bd.bound.Settings = limits.addTo(t.Settings)
-	bd.shape = b.shape(t.Isolation == IsolationSchema, b.settings(&bd.bound))
+	bd := &binding{tenant: t, limits: limits, binder: b, hash: loadHash(t.ID)}
+	bd.served, bd.database, bd.watched = check(&t) == nil, t.Isolation == IsolationDatabase, limits.HoldLimit > 0
+	bound := bd.bound()
+	bd.shape = b.shape(t.Isolation == IsolationSchema, b.settings(&bound))
 	var seal string
 	seal, bd.renew = b.sealer.seal(t.ID)
-	bd.exec = appendExecute(nil, bd.shape.name, b.params(&bd.bound, seal)...)
+	bd.exec = appendExecute(nil, bd.shape.name, b.params(&bound, seal)...)
 	return bd
+}
+
+// bound is the tenant with the Settings of its limits.
+func (bd *binding) bound() Tenant {
+	t := bd.tenant
+	t.Settings = bd.limits.addTo(t.Settings)
+	return t
 }
 
 // bindTx binds a row tenant to a transaction on a connection that nothing binds.
@@ -282,9 +294,10 @@ func (bd *binding) query() string {
 	if text := bd.text.Load(); text != nil {
 		return *text
 	}
-	params := bd.binder.params(&bd.bound, "")
+	bound := bd.bound()
+	params := bd.binder.params(&bound, "")
 	next := 0
-	text := bd.binder.statement(bd.bound.Isolation == IsolationSchema, bd.binder.settings(&bd.bound), func() string {
+	text := bd.binder.statement(bound.Isolation == IsolationSchema, bd.binder.settings(&bound), func() string {
 		next++
 		return literal(params[next-1])
 	}) + ";"

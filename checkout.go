@@ -59,12 +59,12 @@ func (s *checkouts) hook(config *pgxpool.Config, gate *turnstile) {
 // the checkout, before its own queue, and whatever comes of it; not for AcquireAllIdle, and not for Hijack. Only the
 // pool sees it; connections have a guard.
 type checkoutTracer struct {
+	set  *checkouts
+	gate *turnstile // nil with Config.ArrivalOrder
+
 	pgx.QueryTracer // the config's own; may be nil, and so may what else it is
 	acquire         pgxpool.AcquireTracer
 	release         pgxpool.ReleaseTracer
-
-	set  *checkouts
-	gate *turnstile // nil with Config.ArrivalOrder
 }
 
 func (t *checkoutTracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data pgxpool.TraceAcquireStartData) context.Context {
@@ -170,7 +170,9 @@ func (s *checkouts) end(c *checkout) {
 	if !s.keep && c.asked.Load() <= 1 {
 		c.Context = nil
 		c.asked.Store(0)
-		c.since.Store(0)
+		if c.since.Load() != 0 { // a store takes more than a look
+			c.since.Store(0)
+		}
 		s.free.Put(c)
 	}
 }

@@ -50,11 +50,6 @@ const (
 
 // permit is a connection's place for one. It lives as long as the connection, and is held while that is checked out.
 type permit struct {
-	gate   *turnstile                // of the connection's pool; nil until its first checkout
-	listed bool                      // it is in gate.permits, or was
-	holder atomic.Pointer[binding]   // nil while it is not held
-	watch  atomic.Pointer[holdWatch] // nil unless its holders were ever to be reported
-
 	// Guarded by gate.mu.
 	closed   bool  // the connection is
 	index    int   // in gate.permits
@@ -62,6 +57,12 @@ type permit struct {
 	flow     *flow // of that period
 	since    time.Duration
 	estimate float64 // charged beforehand
+
+	// Each checkout touches these.
+	gate   *turnstile                // of the connection's pool; nil until its first checkout
+	listed bool                      // it is in gate.permits, or was
+	holder atomic.Pointer[binding]   // nil while it is not held
+	watch  atomic.Pointer[holdWatch] // nil unless its holders were ever to be reported
 }
 
 // ticket is a checkout that waits, or has waited, and the context that it goes on with.

@@ -35,7 +35,7 @@ func (g *turnstile) settled() error {
 
 // testBinding is that of a tenant without any settings.
 func testBinding(id string, limits Limits) *binding {
-	return &binding{tenant: Tenant{ID: id}, limits: limits.withDefaults(), hash: loadHash(id)}
+	return &binding{tenant: Tenant{ID: id}, limits: limits.withDefaults(), hash: loadHash(id), served: true, watched: limits.HoldLimit > 0}
 }
 
 // gateModel is a gate before a pool of its own making, which has no connections but counts them. What it does is

@@ -14,7 +14,7 @@ func (g *turnstile) acquired(ctx context.Context, conn *pgx.Conn) {
 	}
 	p, bd := g.permitOf(conn)
 	g.came(ctx, p, bd)
-	if p != nil && bd.limits.HoldLimit > 0 {
+	if p != nil && bd.watched {
 		p.watch.Load().begin(bd)
 	}
 }
@@ -30,14 +30,14 @@ func (g *turnstile) permitOf(conn *pgx.Conn) (*permit, *binding) {
 		return nil, nil
 	}
 	bd := w.current // which only a checkout changes
-	if w.permit.gate == nil || bd.limits.HoldLimit > 0 && w.permit.watch.Load() == nil {
+	if w.permit.gate == nil || bd.watched && w.permit.watch.Load() == nil {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if w.closed {
 			return nil, nil
 		}
 		w.permit.gate = g
-		if bd.limits.HoldLimit > 0 {
+		if bd.watched {
 			w.permit.watch.Store(&holdWatch{log: g.log})
 		}
 	}

@@ -291,7 +291,7 @@ func (l *loadMeter) bound() int64 {
 
 // connMeter is the part of a loadMeter that belongs to one connection.
 type connMeter struct {
-	// Of the goroutine that has the connection.
+	// Of the goroutine that has the connection. A checkout touches the first two.
 	user    *binding // whose statements are counted; nil while nobody has it
 	running statementKind
 	batch   Usage // of the batch that runs, so far
@@ -413,7 +413,7 @@ func (m *connMeter) chargeUser(u *Usage) {
 
 // shareTime notes whether the time was spent in the shared database.
 func (u *Usage) shareTime(bd *binding) {
-	if bd.tenant.Isolation != IsolationDatabase {
+	if !bd.database {
 		u.SharedTime = u.Time
 	}
 }

@@ -141,7 +141,7 @@ func (db *TenantDB) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 		return nil, err
 	}
 	pool, enter := db.shared, ctx
-	if bd.tenant.Isolation == IsolationDatabase {
+	if bd.database {
 		p, err := db.isolated.get(ctx, bd)
 		if err != nil {
 			return nil, err
@@ -341,6 +341,9 @@ func (db *TenantDB) lookUp(ctx context.Context, c *tenantContext) (context.Conte
 
 // admit checks that t can be bound, and may be served.
 func (db *TenantDB) admit(c *tenantContext, t *Tenant) (*binding, error) {
+	if bd := c.bound.Load(); bd != nil && bd.served && bd.binder == db.binder && t == &c.tenant {
+		return bd, nil
+	}
 	err := check(t) // first: what is still being provisioned may lack what a binding needs
 	if err == nil {
 		var bd *binding

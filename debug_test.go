@@ -4,11 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -183,6 +186,39 @@ func TestTheDebugPageEscapes(t *testing.T) {
 	require.Equal(t, 1, strings.Count(text, "<script"), "the page's own")
 	require.NotContains(t, text, "<img")
 	require.Contains(t, text, "&lt;script&gt;")
+}
+
+// Text has the contrast that WCAG 2 asks for (4.5:1), in the light and in the dark.
+func TestTheDebugPageCanBeReadInTheDark(t *testing.T) {
+	t.Parallel()
+	light, dark, ok := strings.Cut(debugCSS, "@media (prefers-color-scheme: dark)")
+	require.True(t, ok)
+	dark, _, _ = strings.Cut(dark, "}")
+	var before string
+	for _, scheme := range []string{light, dark} {
+		luminance := func(name string) (l float64) {
+			found := regexp.MustCompile(`--` + name + `: #([0-9a-f]+);`).FindStringSubmatch(scheme)
+			require.NotNil(t, found, name)
+			digits := found[1]
+			if len(digits) == 3 {
+				digits = string([]byte{digits[0], digits[0], digits[1], digits[1], digits[2], digits[2]})
+			}
+			for i, weight := range []float64{0.2126, 0.7152, 0.0722} {
+				n, err := strconv.ParseUint(digits[2*i:2*i+2], 16, 8)
+				require.NoError(t, err)
+				l += weight * math.Pow((float64(n)/255+0.055)/1.055, 2.4)
+			}
+			return l
+		}
+		for _, pair := range []string{"ink card", "ink paper", "quiet card", "quiet paper", "quiet track", "used paper",
+			"error card", "warning card", "good card", "heavy card"} {
+			text, ground, _ := strings.Cut(pair, " ")
+			a, b := luminance(text)+0.05, luminance(ground)+0.05
+			require.GreaterOrEqual(t, max(a, b)/min(a, b), 4.5, pair)
+		}
+		require.NotEqual(t, before, fmt.Sprint(luminance("paper") < luminance("ink")), "one is light, the other dark")
+		before = fmt.Sprint(luminance("paper") < luminance("ink"))
+	}
 }
 
 // The rings keep the latest, and count what comes again.

@@ -171,6 +171,8 @@ func TestARequestNamesItsTenant(t *testing.T) {
 		{"400 unidentified", request(toHost("api.example.net"), path("/t/"))},
 		{"400 unidentified", request(toHost("api.example.net"), path("/t/status/x"))},
 		{"404 unknown", request(toHost("notexample.com"))},
+		{"404 unknown", request(toHost("acmexexample.com"))},
+		{"404 unknown", request(toHost("acme-example.com"))},
 		{"404 unknown", request(toHost("127.0.0.1:80"))},
 
 		{"400 ambiguous", request(toHost("acme.example.com"), withHeader("X-Tenant-ID", "globex"))},

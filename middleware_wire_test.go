@@ -2,7 +2,9 @@ package pgxtenant
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +14,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -76,6 +79,109 @@ func TestRequestsAsTheyComeOverTheNetwork(t *testing.T) {
 		_, kind, _ := strings.Cut(p.Type, "#")
 		require.Equal(t, c.want, fmt.Sprint(res.StatusCode, " ", kind), "%.80q", c.request)
 		require.NotContains(t, string(body), "script")
+	}
+}
+
+// HTTP/2 has the host in :authority. A Host beside it is one of the headers, which nobody looks at.
+func TestTheHostOfHTTP2(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewUnstartedServer(Middleware(customers(), BySubdomain("example.com"), WithoutAuthorization())(tell))
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	for host, want := range map[string]string{"acme.example.com": "acme", "ACME.example.com.:443": "acme", "example.com": "", "a..example.com": ""} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL, nil)
+		require.NoError(t, err)
+		r.Host = host
+		r.Header["X-Forwarded-Host"], r.Header["Authority"] = []string{"globex.example.com"}, []string{"globex.example.com"}
+		res, err := server.Client().Do(r)
+		require.NoError(t, err)
+		require.NoError(t, res.Body.Close())
+		require.Equal(t, 2, res.ProtoMajor)
+		require.Equal(t, want, res.Header.Get("Tenant"), host)
+		require.Equal(t, want != "", res.StatusCode == http.StatusOK, host)
+	}
+}
+
+// The handler gets the server's own http.ResponseWriter, so whatever that can do: flush, take the connection over, have a deadline.
+func TestAHandlerMayStreamAndTakeOverTheConnection(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(Middleware(customers(), ByHeader("X-Tenant-ID"), WithoutAuthorization())(
+		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			c := http.NewResponseController(w)
+			if err := errors.Join(c.SetWriteDeadline(time.Now().Add(time.Minute)), c.EnableFullDuplex()); err != nil {
+				panic(err)
+			}
+			conn, rw, err := c.Hijack()
+			if err != nil {
+				panic(err)
+			}
+			defer conn.Close()
+			tenant, _ := FromContext(r.Context())
+			fmt.Fprintf(rw, "HTTP/1.1 101 Switching Protocols\r\n\r\n%s\n", tenant.ID)
+			_ = rw.Flush()
+			line, _ := rw.ReadString('\n') // the context lasts as long as the handler
+			tenant, _ = FromContext(r.Context())
+			fmt.Fprint(rw, line, tenant.ID, " ", r.Context().Err(), "\n")
+			_ = rw.Flush()
+		})))
+	defer server.Close()
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	require.NoError(t, err)
+	defer conn.Close()
+	fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: x\r\nX-Tenant-ID: acme\r\n\r\n")
+	answer := bufio.NewReader(conn)
+	head, err := http.ReadResponse(answer, nil)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusSwitchingProtocols, head.StatusCode)
+	said, err := answer.ReadString('\n')
+	require.NoError(t, err)
+	require.Equal(t, "acme\n", said)
+	fmt.Fprint(conn, "ping\n")
+	rest, err := io.ReadAll(answer)
+	require.NoError(t, err)
+	require.Equal(t, "ping\nacme <nil>\n", string(rest))
+}
+
+// A hook that panics, or that never comes back, lets nobody in, and keeps nobody else out.
+func TestAHookThatFailsBadlyLetsNobodyIn(t *testing.T) {
+	t.Parallel()
+	entered := make(chan struct{})
+	h := Middleware(customers(), ByHeader("X-Tenant-ID"), Authorize(func(ctx context.Context, _ *http.Request, t Tenant) error {
+		switch t.ID {
+		case "globex":
+			panic("no such table")
+		case "reader":
+			close(entered)
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return nil
+	}))(tell)
+	require.PanicsWithValue(t, "no such table", func() {
+		h.ServeHTTP(httptest.NewRecorder(), request(withHeader("X-Tenant-ID", "globex")))
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	waited := make(chan string)
+	go func() {
+		waited <- answer(t, h, request(func(r *http.Request) { *r = *r.WithContext(ctx) }, withHeader("X-Tenant-ID", "reader")))
+	}()
+	<-entered
+	require.Equal(t, "acme", answer(t, h, request(withHeader("X-Tenant-ID", "acme"))))
+	cancel()
+	require.Equal(t, "499", <-waited)
+}
+
+// What is in the context already is replaced, never taken for the request's tenant.
+func TestATenantInTheContextIsNoAnswer(t *testing.T) {
+	t.Parallel()
+	h := Middleware(customers(), ByHeader("X-Tenant-ID"), WithoutAuthorization())(tell)
+	for _, before := range []context.Context{as("globex"), WithTenantID(t.Context(), "globex"), WithoutTenant(t.Context())} {
+		carried := func(r *http.Request) { *r = *r.WithContext(before) }
+		require.Equal(t, "acme", answer(t, h, request(carried, withHeader("X-Tenant-ID", "acme"))))
+		require.Equal(t, "400 unidentified", answer(t, h, request(carried)))
+		require.Equal(t, "400 ambiguous", answer(t, Middleware(customers(), ByHeader("X-Tenant-ID"), ByHeader("X-Other"), WithoutAuthorization())(h),
+			request(carried, withHeader("X-Tenant-ID", "acme"), withHeader("X-Other", "globex"))))
 	}
 }
 

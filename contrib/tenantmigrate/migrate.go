@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"slices"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/golang-migrate/migrate/v4"
 	"github.com/golang-migrate/migrate/v4/database"
@@ -32,7 +33,7 @@ func Migrate(ctx context.Context, db *pgxtenant.TenantDB, files fs.FS, o pgxtena
 	if err != nil {
 		return nil, err
 	}
-	return run(ctx, db, src, versions[len(versions)-1], o)
+	return run(ctx, db, src, versions, versions[len(versions)-1], o)
 }
 
 // MigrateTo is Migrate up or down to a version; zero takes all back. A version that no file has is an error. A migration
@@ -45,23 +46,55 @@ func MigrateTo(ctx context.Context, db *pgxtenant.TenantDB, files fs.FS, version
 	if version != 0 && !slices.Contains(versions, version) {
 		return nil, fmt.Errorf("tenantmigrate: no file has version %d; they are %v", version, versions)
 	}
-	return run(ctx, db, src, version, o)
+	return run(ctx, db, src, versions, version, o)
 }
 
-// Force notes that a tenant is at a version and not dirty, without running anything; zero means that nothing was applied.
+// Force notes that a tenant is at a version and not dirty, without running anything; zero means that nothing was applied. For
+// a row tenant that is the version of the shared schemas.
 func Force(ctx context.Context, db *pgxtenant.TenantDB, tenantID string, version uint) error {
 	if tenantID == "" {
 		return fmt.Errorf("tenantmigrate: Force: %w", pgxtenant.ErrInvalidTenant)
 	}
-	o := pgxtenant.ForEachOptions{IDs: []string{tenantID}, SkipShared: true}
-	_, err := db.ForEach(ctx, o, func(ctx context.Context, conn *pgx.Conn, _ pgxtenant.Tenant) error {
+	_, err := db.ForEach(ctx, pgxtenant.ForEachOptions{IDs: []string{tenantID}}, force(version))
+	return err
+}
+
+// ForceTemplate is Force for Config.Template, which comes first and so is the first to be dirty. In a template database the
+// table is to be set by hand.
+func ForceTemplate(ctx context.Context, db *pgxtenant.TenantDB, version uint) error {
+	if db.Config().Template == "" {
+		return errors.New("tenantmigrate: ForceTemplate: there is no Config.Template")
+	}
+	var done atomic.Bool
+	o := pgxtenant.ForEachOptions{Isolations: []pgxtenant.Isolation{pgxtenant.IsolationSchema}, Target: "forced"}
+	o.Versions = func(_ context.Context, _ *pgx.Conn, tenants []pgxtenant.Tenant) (map[string]string, error) {
+		found := make(map[string]string)
+		for _, t := range tenants { // of tenants nothing is asked, and nothing done for them
+			if t.ID != "" || done.Load() {
+				found[t.ID] = o.Target
+			}
+		}
+		return found, nil
+	}
+	_, err := db.ForEach(ctx, o, func(ctx context.Context, conn *pgx.Conn, t pgxtenant.Tenant) error {
+		if t.ID != "" { // one that came meanwhile is a copy
+			return nil
+		}
+		err := force(version)(ctx, conn, t)
+		done.Store(err == nil)
+		return err
+	})
+	return err
+}
+
+func force(version uint) pgxtenant.ForEachFunc {
+	return func(ctx context.Context, conn *pgx.Conn, _ pgxtenant.Tenant) error {
 		d, err := newDriver(ctx, conn)
 		if err != nil {
 			return err
 		}
 		return d.set(orNil(version), false)
-	})
-	return err
+	}
 }
 
 // orNil is golang-migrate's number for a version.
@@ -89,7 +122,7 @@ func read(files fs.FS) (source.Driver, []uint, error) {
 	return src, versions, nil
 }
 
-func run(ctx context.Context, db *pgxtenant.TenantDB, src source.Driver, version uint, o pgxtenant.ForEachOptions) (*pgxtenant.RunReport, error) {
+func run(ctx context.Context, db *pgxtenant.TenantDB, src source.Driver, versions []uint, version uint, o pgxtenant.ForEachOptions) (*pgxtenant.RunReport, error) {
 	c := db.Config()
 	switch {
 	case o.Versions != nil || o.Target != "" || o.Attempts > 1:
@@ -119,12 +152,12 @@ func run(ctx context.Context, db *pgxtenant.TenantDB, src source.Driver, version
 		if err != nil {
 			return err
 		}
-		return migrateTo(src, d, orNil(version))
+		return migrateTo(src, versions, d, orNil(version))
 	})
 }
 
 // migrateTo goes one step at a time: golang-migrate reads ahead, and after a failure would never end to.
-func migrateTo(src source.Driver, d *driver, target int) error {
+func migrateTo(src source.Driver, versions []uint, d *driver, target int) error {
 	m, err := migrate.NewWithInstance("files", src, "tenant", d)
 	if err != nil {
 		return fmt.Errorf("tenantmigrate: %w", err)
@@ -134,6 +167,9 @@ func migrateTo(src source.Driver, d *driver, target int) error {
 		if err != nil || version == target && !dirty {
 			return err
 		}
+		if !dirty && version != database.NilVersion && !slices.Contains(versions, uint(version)) {
+			return fmt.Errorf("tenantmigrate: it is at version %d, which no file has; they are %v: they are older than what was applied, or others", version, versions)
+		}
 		one := 1
 		if version > target {
 			one = -1
@@ -141,7 +177,7 @@ func migrateTo(src source.Driver, d *driver, target int) error {
 		var isDirty migrate.ErrDirty
 		if err := m.Steps(one); errors.As(err, &isDirty) {
 			return fmt.Errorf("tenantmigrate: version %d is dirty: it was begun and did not succeed; see what of it is there, undo or complete that, "+
-				"and call Force with the version that it then is: %w", isDirty.Version, err)
+				"and call Force, or ForceTemplate, with the version that it then is: %w", isDirty.Version, err)
 		} else if err != nil {
 			return fmt.Errorf("tenantmigrate: from version %d: %w", max(version, 0), err)
 		}

@@ -153,3 +153,60 @@ func TestMigrateRefuses(t *testing.T) {
 	require.ErrorContains(t, err, "leave them unset")
 	require.ErrorIs(t, tenantmigrate.Force(s.ctx, s.db, "", 1), pgxtenant.ErrInvalidTenant)
 }
+
+// The template comes first, so it is the first that is dirty, and it is said how things are there as for a tenant.
+func TestDirtyTemplate(t *testing.T) {
+	s := open(t, "a")
+	fsys := files(append(base, "alter table nothing add b text", "")...)
+	report, err := tenantmigrate.Migrate(s.ctx, s.db, fsys, pgxtenant.ForEachOptions{Name: "x"})
+	require.ErrorIs(t, err, pgxtenant.ErrRunStopped)
+	require.Equal(t, 1, report.Failed)
+	_, err = tenantmigrate.Migrate(s.ctx, s.db, fsys, pgxtenant.ForEachOptions{Name: "x"})
+	require.ErrorContains(t, err, "ForceTemplate")
+	require.NoError(t, tenantmigrate.ForceTemplate(s.ctx, s.db, 1))
+	require.Equal(t, "1 false", s.version("template"))
+	fsys = files(append(base, "alter table note add b text", "")...)
+	report, err = tenantmigrate.Migrate(s.ctx, s.db, fsys, pgxtenant.ForEachOptions{Name: "x"})
+	require.NoError(t, err)
+	require.Equal(t, []int{2, 0}, []int{report.Done, report.Failed})
+	require.NoError(t, tenantmigrate.ForceTemplate(s.ctx, s.db, 1))
+	require.Equal(t, "1 false", s.version("template"))
+	require.Equal(t, "2 false", s.version("tenant_a"), "it is left alone")
+
+	// The shared schemas by one who lives there.
+	_, err = s.db.Registry().Create(s.ctx, pgxtenant.Record{Tenant: pgxtenant.Tenant{ID: "row"}})
+	require.NoError(t, err)
+	_, err = tenantmigrate.Migrate(s.ctx, s.db, files("select 1/0", ""), pgxtenant.ForEachOptions{Isolations: []pgxtenant.Isolation{pgxtenant.IsolationRow}})
+	require.ErrorContains(t, err, "division by zero")
+	require.Equal(t, "1 true", s.version("public"))
+	require.NoError(t, tenantmigrate.Force(s.ctx, s.db, "row", 1))
+	require.Equal(t, "1 false", s.version("public"))
+}
+
+func (s *site) version(schema string) (text string) {
+	s.Helper()
+	require.NoError(s, s.db.Admin().QueryRow(s.ctx, "select version || ' ' || dirty from "+schema+".schema_migrations").Scan(&text))
+	return text
+}
+
+// A process that dies in a migration leaves that tenant dirty; files that are older than what was applied take nothing back.
+func TestDiedInAMigration(t *testing.T) {
+	s := open(t, "a")
+	require.NoError(t, s.db.Provision(s.ctx, pgxtenant.Tenant{ID: "odd", Isolation: pgxtenant.IsolationSchema, Schema: `Odd "Name`}))
+	fsys := files(append(base, `alter table note add b text; do $$ begin if current_schema = 'tenant_a' then perform pg_terminate_backend(pg_backend_pid()); end if; end $$`, "alter table note drop b")...)
+	report, err := tenantmigrate.Migrate(s.ctx, s.db, fsys, pgxtenant.ForEachOptions{Name: "x"})
+	require.Error(t, err)
+	require.Equal(t, []int{2, 1}, []int{report.Done, report.Unknown})
+	require.ElementsMatch(t, []string{`Odd "Name`, "template"}, s.schemasWith("b"))
+	_, err = tenantmigrate.Migrate(s.ctx, s.db, fsys, pgxtenant.ForEachOptions{Name: "x"})
+	var dirty migrate.ErrDirty
+	require.ErrorAs(t, err, &dirty)
+	require.NoError(t, tenantmigrate.Force(s.ctx, s.db, "a", 1))
+
+	report, err = tenantmigrate.Migrate(s.ctx, s.db, files(base...), pgxtenant.ForEachOptions{Isolations: []pgxtenant.Isolation{pgxtenant.IsolationSchema}, SkipTemplates: true})
+	require.ErrorContains(t, err, "it is at version 2, which no file has; they are [1]: they are older than what was applied, or others")
+	require.Equal(t, []int{1, 1}, []int{report.Current, report.Failed})
+	_, err = tenantmigrate.MigrateTo(s.ctx, s.db, fsys, 1, pgxtenant.ForEachOptions{})
+	require.NoError(t, err)
+	require.Empty(t, s.schemasWith("b"))
+}

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/tern/v2/migrate"
@@ -37,6 +39,9 @@ func run(ctx context.Context, db *pgxtenant.TenantDB, files fs.FS, to *int32, o 
 	m, err := migrate.NewMigrator(ctx, nil, VersionTable) // without a connection it only reads
 	if err == nil {
 		err = m.LoadMigrations(files)
+	}
+	if err == nil {
+		err = passedOver(files)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("tenanttern: read the migrations: %w", err)
@@ -76,11 +81,23 @@ func run(ctx context.Context, db *pgxtenant.TenantDB, files fs.FS, to *int32, o 
 	})
 }
 
+// passedOver refuses a file that tern would leave out, with its SQL, since it takes .sql in lower case alone.
+func passedOver(files fs.FS) error {
+	entries, err := fs.ReadDir(files, ".")
+	for _, e := range entries {
+		name := e.Name()
+		if ext := path.Ext(name); name[0] >= '0' && name[0] <= '9' && strings.EqualFold(ext, ".sql") && ext != ".sql" {
+			return fmt.Errorf("%s: its name must end in .sql, in lower case", name)
+		}
+	}
+	return err
+}
+
 // migrateTo takes the steps from the version that the connection's place is at.
 func migrateTo(ctx context.Context, conn *pgx.Conn, migrations []*migrate.Migration, target int32) error {
 	var schema *string
-	var path string
-	if err := conn.QueryRow(ctx, "select current_schema(), current_setting('search_path')", pgx.QueryExecModeExec).Scan(&schema, &path); err != nil {
+	var searchPath string
+	if err := conn.QueryRow(ctx, "select current_schema(), current_setting('search_path')", pgx.QueryExecModeExec).Scan(&schema, &searchPath); err != nil {
 		return err
 	}
 	if schema == nil {
@@ -111,7 +128,7 @@ func migrateTo(ctx context.Context, conn *pgx.Conn, migrations []*migrate.Migrat
 		if sql == "" {
 			return fmt.Errorf("tenanttern: %s has no way back", m.Name)
 		}
-		if err := step(ctx, conn, sql, "update "+table+" set version = "+strconv.Itoa(int(next)), path); err != nil {
+		if err := step(ctx, conn, sql, "update "+table+" set version = "+strconv.Itoa(int(next)), searchPath); err != nil {
 			return fmt.Errorf("tenanttern: %s: %w", m.Name, err)
 		}
 		version = next
@@ -122,12 +139,12 @@ func migrateTo(ctx context.Context, conn *pgx.Conn, migrations []*migrate.Migrat
 var disableTx = regexp.MustCompile(`(?m)^---- tern: disable-tx ----\r?$`)
 
 // step runs one migration and notes it, in one transaction unless it is marked otherwise. The next one finds the search_path as this one did.
-func step(ctx context.Context, conn *pgx.Conn, sql, note, path string) error {
+func step(ctx context.Context, conn *pgx.Conn, sql, note, searchPath string) error {
 	mark := func() error {
 		if _, err := conn.Exec(ctx, note); err != nil {
 			return err
 		}
-		_, err := conn.Exec(ctx, "select set_config('search_path', $1, false)", pgx.QueryExecModeExec, path)
+		_, err := conn.Exec(ctx, "select set_config('search_path', $1, false)", pgx.QueryExecModeExec, searchPath)
 		return err
 	}
 	if !disableTx.MatchString(sql) {

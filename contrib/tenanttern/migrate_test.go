@@ -151,3 +151,34 @@ func TestMigrateFails(t *testing.T) {
 	_, err = tenanttern.Migrate(ctx, db, fstest.MapFS{}, pgxtenant.ForEachOptions{})
 	require.ErrorContains(t, err, "migrations not found")
 }
+
+// A connection that dies in a migration takes it back; a schema of any name is its tenant's; a file that tern would pass over is told;
+// and who may not make tables is told so.
+func TestMigrateOddities(t *testing.T) {
+	d, db := open(t)
+	ctx := context.Background()
+	_, err := tenanttern.Migrate(ctx, db, files(first), pgxtenant.ForEachOptions{})
+	require.NoError(t, err)
+	require.NoError(t, db.Provision(ctx, schemaTenant("a")))
+	require.NoError(t, db.Provision(ctx, pgxtenant.Tenant{ID: "odd", Isolation: pgxtenant.IsolationSchema, Schema: `Odd "Name`}))
+	died := "alter table note add b text; do $$ begin if current_schema = 'tenant_a' then perform pg_terminate_backend(pg_backend_pid()); end if; end $$"
+	report, err := tenanttern.Migrate(ctx, db, files(first, died), pgxtenant.ForEachOptions{Name: "x"})
+	require.Error(t, err)
+	require.Equal(t, []int{2, 1}, []int{report.Done, report.Unknown})
+	require.Equal(t, 5, columns(t, db), "of three tables, and two times b")
+	report, err = tenanttern.Migrate(ctx, db, files(first, second), pgxtenant.ForEachOptions{Name: "x"})
+	require.NoError(t, err)
+	require.Equal(t, 1, report.Done)
+	require.Equal(t, 6, columns(t, db))
+
+	fsys := files(first, second)
+	fsys["3_x.SQL"] = fsys["2_x.sql"]
+	_, err = tenanttern.Migrate(ctx, db, fsys, pgxtenant.ForEachOptions{})
+	require.ErrorContains(t, err, "3_x.SQL: its name must end in .sql")
+
+	d.Exec("drop table tenant_a.schema_version")
+	d.SuperExec("alter schema tenant_a owner to "+d.App, "grant usage on schema tenant_a to "+d.Owner)
+	_, err = tenanttern.Migrate(ctx, db, files(first, second), pgxtenant.ForEachOptions{IDs: []string{"a"}})
+	require.ErrorContains(t, err, `make table "tenant_a"."schema_version": ERROR: permission denied for schema tenant_a`)
+	require.ErrorContains(t, err, `(as role "`+d.Owner+`")`)
+}

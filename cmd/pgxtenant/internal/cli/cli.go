@@ -123,6 +123,8 @@ done; 130 interrupted.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	a.settings.flags(root.PersistentFlags())
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
+	must(root.MarkPersistentFlagFilename("config", "yaml", "yml"))
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	root.SetUsageTemplate(usageTemplate(root.UsageTemplate()))
 	root.AddCommand(a.initCommand(), a.tenantCommand(), a.rlsCommand(), a.auditCommand(), a.migrateCommand(), a.topCommand(), a.moveCommand())
@@ -165,8 +167,13 @@ func usageTemplate(template string) string {
 
 // choices are what completion offers for a flag.
 func choices(cmd *cobra.Command, flag string, values ...string) {
-	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-		panic(err) // there is no such flag
+	must(cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)))
+}
+
+// must is for what fails where there is no such flag.
+func must(err error) {
+	if err != nil {
+		panic(err)
 	}
 }
 

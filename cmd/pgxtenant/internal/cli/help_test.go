@@ -80,4 +80,8 @@ func TestCompletion(t *testing.T) {
 	}
 	require.Contains(t, run(t, nil, "__complete", "tenant", "s").out, "suspend")
 	require.Contains(t, run(t, nil, "__complete", "audit", "--format", "").out, "sarif")
+	for args, directive := range map[string]string{"tenant show": ":4", "migrate up --id": ":4", "migrate up --dir": ":16", "tenant list --config": ":8"} {
+		require.Contains(t, run(t, nil, append(append([]string{"__complete"}, strings.Fields(args)...), "")...).out, directive+"\n", "files only where they are meant: %s", args)
+	}
+	run(t, nil, "completion", "tcsh").fails(exitUsage, `unknown command "tcsh"`)
 }

@@ -66,6 +66,7 @@ func (m *migration) selection(f *pflag.FlagSet, cmd *cobra.Command) {
 	f.Lookup("accept-edits").DefValue = "" // which prints as none, where that of an empty list would be []
 	f.BoolVar(&m.asJSON, "json", false, "print one JSON object per line")
 	choices(cmd, "isolation", "row", "schema", "database")
+	must(cmd.MarkFlagDirname("dir"))
 }
 
 // pace adds the flags that say how a run goes.

@@ -97,7 +97,11 @@ type barDisplay struct {
 }
 
 func newBarDisplay(a *app) *barDisplay {
-	const barWidth, rest = 20, 6 // the rest is the percentage and what is between
+	const rest = 6 // is the percentage and what is between
+	barWidth := 20
+	if a.err.width < 60 {
+		barWidth = 5 // what is said of it is worth more
+	}
 	d := &barDisplay{a: a, bars: progress.NewWriter(), bar: &progress.Tracker{Message: "Looking", Total: 1}, drawing: make(chan struct{})}
 	d.bars.SetOutputWriter(a.err)
 	d.bars.SetTrackerLength(barWidth)

@@ -1,11 +1,15 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -198,6 +202,19 @@ func TestMigrateBadInput(t *testing.T) {
 		{"migrate status --plan gold --dir " + dir, exitFound, "the selection matches nothing"},
 		{"migrate plan --plan gold --dir " + dir, exitFound, "the selection matches nothing"},
 		{"migrate up --percent 101 --dir " + dir, exitUsage, "--percent is 101"},
+		{"migrate up --percent 0 --dir " + dir, exitUsage, "--percent is 0; leave it out, or say more"},
+		{"migrate up --concurrency 0 --dir " + dir, exitUsage, "--concurrency is 0; leave it out"},
+		{"migrate up --lock-timeout -1s --dir " + dir, exitUsage, "--lock-timeout is -1s; want 0, which is for ever, or more"},
+		{"migrate up --id= --dir " + dir, exitUsage, "--id is given, and names nothing"},
+		{"migrate up --isolation= --dir " + dir, exitUsage, "--isolation is given, and names nothing"},
+		{"migrate up --canary= --dir " + dir, exitUsage, "--canary is given, and names nothing"},
+		{"migrate up --resume= --dir " + dir, exitUsage, "--resume is given, and names no run"},
+		{"migrate up --failed-only --dir " + dir, exitUsage, "--failed-only goes on with a run; --resume names it"},
+		{"migrate up --id a,+ --dir " + dir, exitUsage, `--id has "+": invalid tenant ID`},
+		{"migrate up --plan gold --canary acme --dir " + dir, exitUsage, "--canary has it, and it is not among the tenants that are selected"},
+		{"migrate up --canary nobody --dir " + dir, exitFound, `tenant "nobody": canary: tenant not found`},
+		{"migrate up --dir " + migrations(t, "tenant/00001_tag.SQL", addTag), exitUsage, "tenant/00001_tag.SQL: its name must end in .sql"},
+		{"migrate up --dir " + migrations(t, "tenant/00001_tag.sql", addTag, "tenant/00002_x.sql", "-- +goose StatementBegin\nselect 1"), exitUsage, "00002_x.sql"},
 		{"migrate up --to 7 --dir " + dir, exitUsage, "no migration has the version 7"},
 		{"migrate down --yes --to 7 --dir " + dir, exitUsage, "no migration has the version 7"},
 		{"migrate up --concurrency -1 --dir " + dir, exitUsage, "--concurrency is -1"},
@@ -206,6 +223,54 @@ func TestMigrateBadInput(t *testing.T) {
 		s.run(strings.Fields(c.args)...).fails(c.code, c.says)
 	}
 	run(t, []string{"PGXTENANT_ADMIN=" + s.AppURL()}, "migrate", "up", "--dir", dir).fails(exitFailed, "permission denied")
+	s.run("migrate", "runs").fails(exitFound, "there has been no run")
+}
+
+// A timeout of zero is none, as to the server.
+func TestMigrateWithoutTimeouts(t *testing.T) {
+	t.Parallel()
+	s := migrating(t, "acme")
+	dir := migrations(t, "tenant/00001_told.sql", "insert into note (body) values (current_setting('lock_timeout') || ' ' || current_setting('statement_timeout'))")
+	s.ok("migrate", "up", "--dir", dir, "--lock-timeout", "0", "--statement-timeout", "0")
+	var told string
+	require.NoError(t, s.Connect(s.OwnerURL()).QueryRow(t.Context(), "select body from tenant_acme.note").Scan(&told))
+	require.Equal(t, "0 0", told)
+}
+
+// A terminal that goes away stops a run as Ctrl-C does, however often it says so; what was started to outlive it does.
+func TestMigrateWhenTheTerminalGoes(t *testing.T) {
+	t.Parallel()
+	s := migrating(t, "a", "b", "c")
+	dir := migrations(t, "tenant/00001_tag.sql", "select pg_sleep(0.4); "+addTag)
+	super := s.Connect(s.SuperURL())
+	hangup := func(cmd *exec.Cmd) (string, int) {
+		var out bytes.Buffer
+		cmd.Stderr = &out
+		require.NoError(t, cmd.Start())
+		require.Eventually(t, func() bool {
+			var at int
+			err := super.QueryRow(t.Context(), "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'").Scan(&at)
+			return err == nil && at > 0
+		}, 20*time.Second, 5*time.Millisecond)
+		for range 2 {
+			require.NoError(t, cmd.Process.Signal(syscall.SIGHUP))
+			time.Sleep(20 * time.Millisecond) // or the second one is lost
+		}
+		_ = cmd.Wait()
+		return out.String(), cmd.ProcessState.ExitCode()
+	}
+	args := []string{"migrate", "up", "--dir", dir, "--name", "x", "--concurrency", "1", "--skip-templates"}
+	out, code := hangup(program(t, t.Context(), s.env, args...))
+	require.Equal(t, exitInterrupted, code, out)
+	require.Contains(t, out, "pgxtenant migrate up --resume x")
+	require.Equal(t, []string{"id body tag", "id body", "id body"}, []string{s.columns("tenant_a"), s.columns("tenant_b"), s.columns("tenant_c")})
+
+	cmd := program(t, t.Context(), s.env, args...)
+	cmd.Args = append([]string{"sh", "-c", `trap "" HUP; exec "$0" "$@"`, cmd.Path}, cmd.Args[1:]...)
+	cmd.Path = "/bin/sh"
+	out, code = hangup(cmd)
+	require.Zero(t, code, out)
+	require.Equal(t, "id body tag", s.columns("tenant_c"))
 }
 
 // On a terminal there is a bar. Ctrl-C stops after the tenants that are being worked on, and says how to go on.

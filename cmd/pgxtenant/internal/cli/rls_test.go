@@ -33,6 +33,8 @@ func TestRowLevelSecurityIsPutOnAndTakenOff(t *testing.T) {
 	require.Equal(t, "-- Nothing to do.\n", s.ok("rls", "plan", "invoice"))
 
 	s.run("rls", "enable").fails(exitUsage, "requires at least 1 arg(s)")
+	s.ok("init")
+	s.run("rls", "enable", "pgxtenant.tenant", "--backfill", "acme").fails(exitFailed, "pgxtenant.tenant is the package's own")
 	s.run("rls", "enable", "nope").fails(exitFailed, "there is no such table")
 	s.run("rls", "enable", "invoice", "--type", "date").fails(exitFailed, "want text, uuid, integer or bigint")
 	s.run("move", "acme").fails(exitUsage, "move is reserved")

@@ -163,8 +163,11 @@ func TestTenantBadInput(t *testing.T) {
 		{"tenant create a --set search_path=x", exitUsage, "search_path"},
 		{"tenant create a --status deleting", exitUsage, "not provisioned to be deleting"},
 		{"tenant create a --alias a..b", exitUsage, "invalid alias"},
-		{"tenant create a --isolation database --server eu", exitFailed, `names no server "eu"`},
+		{"tenant create a --isolation database --server eu", exitFailed, "there is no server to make databases on"},
 		{"tenant create a --isolation schema --template nope", exitFailed, "nope"},
+		{"tenant create b --isolation schema --schema template", exitFailed, `schema "template" is the template`},
+		{"tenant show b", exitFound, "not found"},
+		{"tenant list --plan=", exitUsage, "--plan is given, and names nothing"},
 		{"tenant list --registry-ttl soon", exitUsage, "invalid argument"},
 		{"tenant list --registry-ttl -5s", exitUsage, "--registry-ttl is -5s"},
 		{"tenant list --config /nowhere.yaml", exitUsage, "no such file"},
@@ -192,4 +195,22 @@ func TestNoRightsAndNoServer(t *testing.T) {
 	// Not installed yet.
 	bare := newShop(t)
 	bare.run("tenant", "list").fails(exitFailed, "run pgxtenant init")
+}
+
+// A disk that is full is a failure, wherever it is met; that nobody reads on is none.
+func TestOutputThatCannotBeWritten(t *testing.T) {
+	t.Parallel()
+	s := installed(t)
+	s.ok("tenant", "create", "acme")
+	for _, args := range []string{"tenant list", "tenant list --json", "tenant suspend acme", "tenant show acme", "audit --fail-on never", "init --dry-run", "--help", "--version"} {
+		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+		require.NoError(t, err)
+		defer full.Close()
+		cmd := program(t, t.Context(), s.env, strings.Fields(args)...)
+		var errs strings.Builder
+		cmd.Stdout, cmd.Stderr = full, &errs
+		_ = cmd.Run()
+		require.Equal(t, exitFailed, cmd.ProcessState.ExitCode(), args)
+		require.Contains(t, errs.String(), "no space left on device", args)
+	}
 }

@@ -102,6 +102,10 @@ func TestTopOnATerminal(t *testing.T) {
 			fits(t, term.until("502 Bad Gateway"))
 			down.Store(false)
 			term.until("window 1m")
+			term.tmux("resize-window", "-x", "40", "-y", "1")
+			require.Eventually(t, func() bool { return strings.Contains(term.tmux("capture-pane", "-p"), "pgxtenant top") }, 30*time.Second, 20*time.Millisecond, "on a single line: %s", term)
+			term.tmux("resize-window", "-x", "80", "-y", "24")
+			term.until("TENANT")
 		}
 		term.tmux("send-keys", end)
 		require.Equal(t, "0", term.ended(), "%s", term)

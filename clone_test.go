@@ -275,6 +275,44 @@ func TestDiffTellsWhatHasDrifted(t *testing.T) {
 	require.Contains(t, diff[1]+diff[2], "set default 'x'::text")
 	require.Contains(t, diff[1]+diff[2], "+ CREATE INDEX extra ON note")
 
+	d.Exec("alter table tenant_a.note alter column body drop default", "drop index tenant_a.extra", "drop view tpl.v")
+	app := ident(d.App)
+	d.Exec("set search_path = tpl", `create table item (id int primary key, name text check (name <> ''), price int default 3); create index item_name on item (name);
+		create sequence num; create type mood as enum ('sad'); create type pair as (a int); create domain short as text; create function one() returns int language sql as 'select 1';
+		create function trig() returns trigger language plpgsql as 'begin return new; end'; create trigger tr before insert on item for each row execute function trig();
+		create policy p on item using (true); create view v as select id from item; comment on table item is 'items'; grant select on item to `+app)
+	require.NoError(t, m.Provision(ctx, "kinds"))
+	kinds := [][2]string{
+		{"create table more ()", "+ create table more ("},
+		{"alter table item add more int", "more integer"},
+		{"alter table item alter price set not null", "price integer not null"},
+		{"alter table item alter price set default 4", "+ alter table only item alter column price set default 4"},
+		{"drop index item_name", "- CREATE INDEX item_name ON item"},
+		{"alter table item drop constraint item_name_check", "- create table item ("},
+		{"create or replace function one() returns int language sql as 'select 2'", "select 2"},
+		{"drop trigger tr on item", "- CREATE TRIGGER tr"},
+		{"alter table item disable trigger tr", "+ alter table only item disable trigger tr"},
+		{"alter policy p on item using (false)", "using (false)"},
+		{"alter table item enable row level security", "+ alter table item enable row level security"},
+		{"create or replace view v as select id, price from item", "+ create view v"},
+		{"alter sequence num increment 5", "increment 5"},
+		{"grant update on item to " + app, "+ grant SELECT, UPDATE on table item"},
+		{"comment on column item.id is 'x'", "+ comment on column item.id is 'x'"},
+		{"alter type pair add attribute b int", "+ create type pair as (a integer, b integer)"},
+		{"alter domain short set default 'x'", "+ create domain short"},
+		{"alter type mood rename value 'sad' to 'glad'", "+ create type mood as enum ('glad')"},
+	}
+	changes := []string{"set search_path = tenant_kinds"}
+	for _, kind := range kinds {
+		changes = append(changes, kind[0])
+	}
+	d.Exec(changes...)
+	diff, err = m.Diff(ctx, "kinds")
+	require.NoError(t, err)
+	for _, kind := range kinds {
+		require.Contains(t, strings.Join(diff, "\n"), kind[1], kind[0])
+	}
+
 	// What was in stock is a copy of what the template was.
 	_, err = m.Stock(ctx, 2)
 	require.NoError(t, err)

@@ -280,7 +280,7 @@ func TestDiffTellsWhatHasDrifted(t *testing.T) {
 	d.Exec("set search_path = tpl", `create table item (id int primary key, name text check (name <> ''), price int default 3); create index item_name on item (name);
 		create sequence num; create type mood as enum ('sad'); create type pair as (a int); create domain short as text; create function one() returns int language sql as 'select 1';
 		create function trig() returns trigger language plpgsql as 'begin return new; end'; create trigger tr before insert on item for each row execute function trig();
-		create policy p on item using (true); create view v as select id from item; comment on table item is 'items'; grant select on item to `+app)
+		create trigger off before delete on item for each row execute function trig(); create policy p on item using (true); create view v as select id from item; comment on table item is 'items'; grant select on item to `+app)
 	require.NoError(t, m.Provision(ctx, "kinds"))
 	kinds := [][2]string{
 		{"create table more ()", "+ create table more ("},
@@ -291,7 +291,7 @@ func TestDiffTellsWhatHasDrifted(t *testing.T) {
 		{"alter table item drop constraint item_name_check", "- create table item ("},
 		{"create or replace function one() returns int language sql as 'select 2'", "select 2"},
 		{"drop trigger tr on item", "- CREATE TRIGGER tr"},
-		{"alter table item disable trigger tr", "+ alter table only item disable trigger tr"},
+		{"alter table item disable trigger off", "+ alter table only item disable trigger off"},
 		{"alter policy p on item using (false)", "using (false)"},
 		{"alter table item enable row level security", "+ alter table item enable row level security"},
 		{"create or replace view v as select id, price from item", "+ create view v"},

@@ -42,42 +42,7 @@ func (w *wireConn) Write(p []byte) (n int, err error) {
 		data = ww.pending
 	}
 	e := edit{data: data, out: ww.buf[:0]}
-	at := 0
-	for err = w.broken; err == nil && at < len(data); {
-		if ww.pass > 0 {
-			n := min(ww.pass, len(data)-at)
-			ww.pass -= n
-			at += n
-			continue
-		}
-		if len(data)-at < 5 {
-			break
-		}
-		var size int
-		if size, err = frameLen(data[at:]); err != nil {
-			break
-		}
-		if data[at] == 'd' { // CopyData needs no look inside
-			ww.pass = size
-			continue
-		}
-		if len(data)-at < size {
-			break
-		}
-		if w.mustSettle(data[at]) {
-			w.mu.Unlock()
-			if err = e.flush(w.Conn, at); err == nil {
-				err = w.settle()
-			}
-			w.mu.Lock()
-			if err != nil {
-				break
-			}
-		}
-		if err = w.send(&e, at, data[at:at+size]); err == nil {
-			at += size
-		}
-	}
+	at, err := w.sendWhole(&e)
 	if err != nil {
 		w.breakOff(err)
 	}
@@ -98,6 +63,49 @@ func (w *wireConn) Write(p []byte) (n int, err error) {
 		ww.pending = nil
 	}
 	return len(p), nil
+}
+
+// sendWhole handles the whole messages of e.data and returns where the rest begins, which is yet to be completed.
+// mu must be held; it is given up while the server is waited for.
+func (w *wireConn) sendWhole(e *edit) (at int, err error) {
+	ww, data := &w.writer, e.data
+	for err = w.broken; err == nil && at < len(data); {
+		if ww.pass > 0 {
+			n := min(ww.pass, len(data)-at)
+			ww.pass -= n
+			at += n
+			continue
+		}
+		if len(data)-at < 5 {
+			return at, nil
+		}
+		size, err := frameLen(data[at:])
+		if err != nil {
+			return at, err
+		}
+		if data[at] == 'd' { // CopyData needs no look inside
+			ww.pass = size
+			continue
+		}
+		if len(data)-at < size {
+			return at, nil
+		}
+		if w.mustSettle(data[at]) {
+			w.mu.Unlock()
+			if err = e.flush(w.Conn, at); err == nil {
+				err = w.settle()
+			}
+			w.mu.Lock()
+			if err != nil {
+				return at, err
+			}
+		}
+		if err = w.send(e, at, data[at:at+size]); err != nil {
+			return at, err
+		}
+		at += size
+	}
+	return at, err
 }
 
 // mustSettle reports whether a message of type typ can only be handled once the server has answered
@@ -157,68 +165,11 @@ func (w *wireConn) begin() *segment {
 // sendExtended handles a message of the extended protocol. A prepared statement is parsed and described
 // under the binding too, since its names are looked up then.
 func (w *wireConn) sendExtended(e *edit, at int, typ byte, body []byte) error {
-	info := statementInfo{class: blank}
-	switch typ {
-	case 'P':
-		name, rest, ok1 := cString(body)
-		query, _, ok2 := cString(rest)
-		if !ok1 || !ok2 {
-			return errMalformed(typ)
-		}
-		text := view(query)
-		info.class, _ = classify(text, w.escapes)
-		info.leavings = leavingsOfText(text)
-		if info != (statementInfo{}) {
-			w.statements[string(name)] = info
-		} else if len(w.statements) > 0 {
-			delete(w.statements, string(name))
-		}
-	case 'B':
-		portal, rest, ok1 := cString(body)
-		name, _, ok2 := cString(rest)
-		if !ok1 || !ok2 {
-			return errMalformed(typ)
-		}
-		info = w.statements[string(name)]
-		w.dirty |= info.leavings
-		if len(portal) == 0 {
-			w.unnamed = false
-		}
-		if info.class != ordinary {
-			w.portals[string(portal)] = info.class
-		} else if len(portal) == 0 && len(w.portals) > 0 {
-			delete(w.portals, "") // a named one stays what it is until the transaction ends
-		}
-	case 'E':
-		portal, _, ok := cString(body)
-		if !ok {
-			return errMalformed(typ)
-		}
-		class := w.portals[string(portal)]
-		// In a failed transaction nothing ordinary can be executed.
-		if class == control || class == ordinary && w.status == 'E' {
-			w.need = true
-			w.mark(w.inFlight.last())
-		}
-		if len(portal) == 0 {
-			w.unnamed = false
-		}
-	case 'D':
-		if len(body) > 0 && body[0] == 'S' {
-			name, _, ok := cString(body[1:])
-			if !ok {
-				return errMalformed(typ)
-			}
-			info = w.statements[string(name)]
-		}
-	case 'C':
-		if name, _, ok := cString(body[min(1, len(body)):]); ok && body[0] == 'S' && len(w.statements) > 0 {
-			delete(w.statements, string(name))
-		} else if ok && body[0] == 'P' && len(name) == 0 {
-			w.unnamed = false
-		}
+	class, ok := w.note(typ, body)
+	if !ok {
+		return errMalformed(typ)
 	}
-	if info.class == ordinary && w.need && w.current != nil {
+	if class == ordinary && w.need && w.current != nil {
 		if w.unnamed {
 			return errPortal
 		}
@@ -229,6 +180,86 @@ func (w *wireConn) sendExtended(e *edit, at int, typ byte, body []byte) error {
 		w.unnamed = true
 	}
 	return nil
+}
+
+// note takes note of the statements and portals that a message makes, runs or closes, and returns the class of the
+// statement that the server looks at for it, blank if it does at none. It reports false if the message is malformed.
+func (w *wireConn) note(typ byte, body []byte) (class, bool) {
+	switch typ {
+	case 'P':
+		return w.noteParse(body)
+	case 'B':
+		return w.noteBind(body)
+	case 'E':
+		return blank, w.noteExecute(body)
+	case 'D':
+		if len(body) == 0 || body[0] != 'S' {
+			return blank, true
+		}
+		name, _, ok := cString(body[1:])
+		return w.statements[string(name)].class, ok
+	case 'C':
+		if name, _, ok := cString(body[min(1, len(body)):]); ok && body[0] == 'S' && len(w.statements) > 0 {
+			delete(w.statements, string(name))
+		} else if ok && body[0] == 'P' && len(name) == 0 {
+			w.unnamed = false
+		}
+	}
+	return blank, true
+}
+
+func (w *wireConn) noteParse(body []byte) (class, bool) {
+	name, rest, ok1 := cString(body)
+	query, _, ok2 := cString(rest)
+	if !ok1 || !ok2 {
+		return blank, false
+	}
+	text := view(query)
+	var info statementInfo
+	info.class, _ = classify(text, w.escapes)
+	info.leavings = leavingsOfText(text)
+	if info != (statementInfo{}) {
+		w.statements[string(name)] = info
+	} else if len(w.statements) > 0 {
+		delete(w.statements, string(name))
+	}
+	return info.class, true
+}
+
+func (w *wireConn) noteBind(body []byte) (class, bool) {
+	portal, rest, ok1 := cString(body)
+	name, _, ok2 := cString(rest)
+	if !ok1 || !ok2 {
+		return blank, false
+	}
+	info := w.statements[string(name)]
+	w.dirty |= info.leavings
+	if len(portal) == 0 {
+		w.unnamed = false
+	}
+	if info.class != ordinary {
+		w.portals[string(portal)] = info.class
+	} else if len(portal) == 0 && len(w.portals) > 0 {
+		delete(w.portals, "") // a named one stays what it is until the transaction ends
+	}
+	return info.class, true
+}
+
+func (w *wireConn) noteExecute(body []byte) bool {
+	portal, _, ok := cString(body)
+	if !ok {
+		return false
+	}
+	class := w.portals[string(portal)]
+	// In a failed transaction nothing ordinary can be executed.
+	if class == control || class == ordinary && w.status == 'E' {
+		w.need = true
+		w.mark(w.inFlight.last())
+	}
+	if len(portal) == 0 {
+		w.unnamed = false
+	}
+	return true
 }
 
 // mark notes that s may begin or end a transaction.
@@ -290,18 +321,11 @@ func (w *wireConn) sendQuery(e *edit, at int, body []byte) error {
 	if w.current != nil && w.current.sealed() && w.sendSplit(e, at, text, s) {
 		return nil
 	}
-	var offsets []int // where the binding goes
-	var first1 [1]int // without an allocation where there is one
-	offsets = first1[:0]
+	var room [1]int // without an allocation for one statement
+	offsets := room[:0]
 	if !several {
-		switch {
-		case first == control:
-			w.need = true
-			w.mark(s)
-		case first == ordinary && w.need && w.current != nil:
+		if w.bindsBefore(s, first, 0) {
 			offsets = append(offsets, 0)
-			s.inserts = append(s.inserts, insert{})
-			w.need = false
 		}
 	} else {
 		l := lexer{text: text, escapes: w.escapes}
@@ -310,14 +334,8 @@ func (w *wireConn) sendQuery(e *edit, at int, body []byte) error {
 			if !ok {
 				break
 			}
-			switch {
-			case st.class == control:
-				w.need = true
-				w.mark(s)
-			case st.class == ordinary && w.need && w.current != nil:
+			if w.bindsBefore(s, st.class, n) {
 				offsets = append(offsets, st.start)
-				s.inserts = append(s.inserts, insert{at: n})
-				w.need = false
 			}
 		}
 	}
@@ -327,6 +345,20 @@ func (w *wireConn) sendQuery(e *edit, at int, body []byte) error {
 		w.need = w.need || w.current.sealed()
 	}
 	return nil
+}
+
+// bindsBefore reports whether the binding goes into the text of s before its nth statement, and takes note of it.
+func (w *wireConn) bindsBefore(s *segment, c class, n int) bool {
+	switch {
+	case c == control:
+		w.need = true
+		w.mark(s)
+	case c == ordinary && w.need && w.current != nil:
+		s.inserts = append(s.inserts, insert{at: n})
+		w.need = false
+		return true
+	}
+	return false
 }
 
 // sendSplit sends a simple query as messages of the extended protocol, statement by statement up to one

@@ -3,6 +3,7 @@ package pgxtenant
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -152,6 +153,9 @@ func TestAuditCodes(t *testing.T) {
 		require.Regexp(t, `"`+code+`[":]`, tests.String())
 	}
 	require.Equal(t, len(auditCodes), strings.Count(string(page), "\n| `"), "no code that there is none of")
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	require.Contains(t, string(readme), fmt.Sprintf("%d ways past the isolation", len(auditCodes)))
 }
 
 // A database that is as it should be has nothing to find, whatever else is in it.

@@ -43,7 +43,7 @@ type MemoryConfig struct {
 }
 
 // Memory is a Store in this process's memory. Each entry counts with the lengths of its key, namespace and encoded value
-// and entryBytes more for what Go's maps and lists need. An expired entry is removed when it is asked for, or when its
+// and 250 bytes more, about what Go's maps and lists need. An expired entry is removed when it is asked for, or when its
 // turn comes to make room.
 //
 // Other processes' changes are not seen: with more than one, TTLs bound how old a value may be.

@@ -12,8 +12,8 @@ import (
 
 // A table was added by a migration that forgot about tenants. The audit finds it, and prints what mends it.
 func ExampleTenantDB_Audit() {
-	t := &exampleTB{}
-	defer t.end()
+	t := new(pgtest.Example)
+	defer t.End()
 	server := pgtest.New(t)
 	server.Exec("create table payment (tenant_id text not null, id int, primary key (tenant_id, id))",
 		"grant select, insert on payment to "+server.App)
@@ -48,8 +48,8 @@ func ExampleTenantDB_Audit() {
 
 // A service that must not run on a database with holes says so in its Config, and what is there on purpose.
 func ExampleConfig_requireAudit() {
-	t := &exampleTB{}
-	defer t.end()
+	t := new(pgtest.Example)
+	defer t.End()
 	server := pgtest.New(t)
 	server.Exec("create table feature (tenant_id text not null, name text, primary key (tenant_id, name))",
 		"grant select on feature to "+server.App)

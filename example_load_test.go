@@ -12,8 +12,8 @@ import (
 
 // Who keeps the database busy?
 func ExampleTenantDB_Load() {
-	t := &exampleTB{}
-	defer t.end()
+	t := new(pgtest.Example)
+	defer t.End()
 	ctx := context.Background()
 	db, err := pgxtenant.New(ctx, pgtest.New(t).AppURL())
 	if err != nil {
@@ -56,8 +56,8 @@ func ExampleConfig_onHeavyTenant() {
 
 // The page for operators, and the same for programs.
 func ExampleTenantDB_DebugHandler() {
-	t := &exampleTB{}
-	defer t.end()
+	t := new(pgtest.Example)
+	defer t.End()
 	db, err := pgxtenant.New(context.Background(), pgtest.New(t).AppURL())
 	if err != nil {
 		fmt.Println(err)

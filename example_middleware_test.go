@@ -18,8 +18,8 @@ import (
 // A request's way to its tenant's rows: the caller is authenticated, the Middleware finds the tenant that the
 // host names and holds it against the caller's own, and the handler's statements run as that tenant.
 func ExampleMiddleware() {
-	t := &exampleTB{}
-	defer t.end()
+	t := new(pgtest.Example)
+	defer t.End()
 	server := pgtest.New(t)
 	server.RLSTable("note")
 	ctx := context.Background()

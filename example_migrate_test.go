@@ -14,8 +14,8 @@ import (
 // A column for every tenant: the template first, then a canary, then the others. One cannot take it; the second call
 // does what is left.
 func ExampleTenantDB_ForEach() {
-	t := &exampleTB{}
-	defer t.end()
+	t := new(pgtest.Example)
+	defer t.End()
 	server := pgtest.New(t)
 	server.Exec("create schema template", "create table template.invoice (item text)")
 	ctx := context.Background()

@@ -14,8 +14,8 @@ import (
 
 // A table that knows nothing of tenants is put under row-level security.
 func ExampleTenantDB_EnableRLS() {
-	t := &exampleTB{}
-	defer t.end()
+	t := new(pgtest.Example)
+	defer t.End()
 	server := pgtest.New(t)
 	server.Exec("create table invoice (id bigint generated always as identity, item text)", "insert into invoice (item) values ('an old desk')")
 	ctx := context.Background()
@@ -49,8 +49,8 @@ func ExampleTenantDB_EnableRLS() {
 
 // Tenants with a row in the registry and a schema of their own are made and removed by one call each.
 func ExampleTenantDB_Provision() {
-	t := &exampleTB{}
-	defer t.end()
+	t := new(pgtest.Example)
+	defer t.End()
 	server := pgtest.New(t)
 	server.Exec("create schema template",
 		"create table template.invoice (id bigint generated always as identity primary key, item text)",

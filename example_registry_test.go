@@ -14,8 +14,8 @@ import (
 
 // A request's host name leads to its tenant, and the tenant's status decides what it may do.
 func ExampleRegistry() {
-	t := &exampleTB{}
-	defer t.end()
+	t := new(pgtest.Example)
+	defer t.End()
 	server := pgtest.New(t)
 	server.RLSTable("note")
 	ctx := context.Background()

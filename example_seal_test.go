@@ -13,8 +13,8 @@ import (
 
 // Under policies of sealed tenants, SQL that is injected into a statement cannot become another tenant.
 func ExampleTenantDB_InstallSeal() {
-	t := &exampleTB{}
-	defer t.end()
+	t := new(pgtest.Example)
+	defer t.End()
 	server := pgtest.New(t)
 	server.Exec("create table invoice (item text)")
 	ctx := context.Background()

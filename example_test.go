@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"testing"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -237,7 +236,7 @@ type shop struct {
 }
 
 func newShop() *shop {
-	t := &exampleTB{}
+	t := new(pgtest.Example)
 	db := pgtest.New(t)
 	db.Exec(`
 		create table invoice (
@@ -260,25 +259,5 @@ func newShop() *shop {
 	umbrella.Exec(`
 		create table invoice (id bigint primary key, item text not null);
 		grant select, insert, update, delete on invoice to ` + db.App)
-	return &shop{connString: db.AppURL(), umbrella: umbrella.AppURL(), close: t.end}
-}
-
-// exampleTB is the part of a testing.TB that pgtest uses, for examples, which have none.
-type exampleTB struct {
-	testing.TB
-	cleanups []func()
-}
-
-func (t *exampleTB) Helper()                  {}
-func (t *exampleTB) Context() context.Context { return context.Background() }
-func (t *exampleTB) Cleanup(f func())         { t.cleanups = append(t.cleanups, f) }
-func (t *exampleTB) Fatal(args ...any)        { panic(fmt.Sprint(args...)) }
-
-func (t *exampleTB) end() {
-	for len(t.cleanups) > 0 {
-		last := len(t.cleanups) - 1
-		f := t.cleanups[last]
-		t.cleanups = t.cleanups[:last]
-		f()
-	}
+	return &shop{connString: db.AppURL(), umbrella: umbrella.AppURL(), close: t.End}
 }

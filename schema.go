@@ -333,61 +333,73 @@ func difference(want, have []string) (lines []string) {
 // rename, and drops those that are not copies of the template as it is now. It returns how many it has made.
 func (m *SchemaManager) Stock(ctx context.Context, n int) (made int, err error) {
 	for {
-		more := false
-		err := m.locked(ctx, "stock schema", "stock", m.o.Template, func(tx pgx.Tx, _ string) error {
-			stamp, err := m.stamp(ctx, tx) // first, so that a change meanwhile makes another of it
-			if err != nil {
-				return err
-			}
-			template, err := m.template(ctx, tx)
-			if err != nil {
-				return err
-			}
-			fingerprint, err := m.fingerprint(ctx, tx, template)
-			if err != nil {
-				return err
-			}
-			if len(template.naming(m.o.Template)) > 0 {
-				stamp = ""
-			}
-			var stale []string
-			var fresh int
-			err = tx.QueryRow(ctx, `select coalesce(array_agg(name) filter (where fingerprint <> $2), '{}'), count(*) filter (where fingerprint = $2)
-				from pgxtenant.schema where state = 'stock' and template = $1`, m.o.Template, fingerprint).Scan(&stale, &fresh)
-			if err != nil {
-				return err
-			}
-			if len(stale) > 0 { // one at a time, for the sake of locks
-				more = true
-				if _, err := tx.Exec(ctx, "drop schema if exists "+ident(stale[0])+" cascade"); err != nil {
-					return err
-				}
-				_, err = tx.Exec(ctx, "delete from pgxtenant.schema where name = $1", stale[0])
-				return err
-			}
-			// What was changed and changed back is the same template with another stamp.
-			if _, err := tx.Exec(ctx, "update pgxtenant.schema set stamp = $2 where state = 'stock' and template = $1 and stamp <> $2", m.o.Template, stamp); err != nil {
-				return err
-			}
-			if fresh >= n {
-				return nil
-			}
-			more = true
-			var name string
-			if err := tx.QueryRow(ctx, "select 'pgxtenant_stock_' || replace(gen_random_uuid()::text, '-', '')").Scan(&name); err != nil {
-				return err
-			}
-			if err := m.copy(ctx, tx, template, name); err != nil {
-				return err
-			}
-			made++
-			_, err = tx.Exec(ctx, "insert into pgxtenant.schema (name, state, template, fingerprint, stamp) values ($1, 'stock', $2, $3, $4)", name, m.o.Template, fingerprint, stamp)
-			return err
-		})
+		one, more, err := m.stockStep(ctx, n)
 		if err != nil || !more {
 			return made, err
 		}
+		if one {
+			made++
+		}
 	}
+}
+
+// stockStep makes one copy, or drops one that is stale, in a transaction of its own for the sake of locks. It
+// reports whether it made one, and whether there may be more to do.
+func (m *SchemaManager) stockStep(ctx context.Context, n int) (made, more bool, err error) {
+	err = m.locked(ctx, "stock schema", "stock", m.o.Template, func(tx pgx.Tx, _ string) error {
+		stamp, err := m.stamp(ctx, tx) // first, so that a change meanwhile makes another of it
+		if err != nil {
+			return err
+		}
+		template, err := m.template(ctx, tx)
+		if err != nil {
+			return err
+		}
+		fingerprint, err := m.fingerprint(ctx, tx, template)
+		if err != nil {
+			return err
+		}
+		if len(template.naming(m.o.Template)) > 0 {
+			stamp = ""
+		}
+		var stale []string
+		var fresh int
+		err = tx.QueryRow(ctx, `select coalesce(array_agg(name) filter (where fingerprint <> $2), '{}'), count(*) filter (where fingerprint = $2)
+			from pgxtenant.schema where state = 'stock' and template = $1`, m.o.Template, fingerprint).Scan(&stale, &fresh)
+		if err != nil {
+			return err
+		}
+		if len(stale) > 0 {
+			more = true
+			return m.dropStock(ctx, tx, stale[0])
+		}
+		// What was changed and changed back is the same template with another stamp.
+		if _, err := tx.Exec(ctx, "update pgxtenant.schema set stamp = $2 where state = 'stock' and template = $1 and stamp <> $2", m.o.Template, stamp); err != nil {
+			return err
+		}
+		if fresh >= n {
+			return nil
+		}
+		made, more = true, true
+		var name string
+		if err := tx.QueryRow(ctx, "select 'pgxtenant_stock_' || replace(gen_random_uuid()::text, '-', '')").Scan(&name); err != nil {
+			return err
+		}
+		if err := m.copy(ctx, tx, template, name); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, "insert into pgxtenant.schema (name, state, template, fingerprint, stamp) values ($1, 'stock', $2, $3, $4)", name, m.o.Template, fingerprint, stamp)
+		return err
+	})
+	return made, more, err
+}
+
+func (m *SchemaManager) dropStock(ctx context.Context, tx pgx.Tx, name string) error {
+	if _, err := tx.Exec(ctx, "drop schema if exists "+ident(name)+" cascade"); err != nil {
+		return err
+	}
+	_, err := tx.Exec(ctx, "delete from pgxtenant.schema where name = $1", name)
+	return err
 }
 
 // fromStock gives a ready-made copy the tenant's name, if there is one.

@@ -3,7 +3,6 @@ package tenantgoose_test
 import (
 	"context"
 	"fmt"
-	"testing"
 	"testing/fstest"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -15,8 +14,8 @@ import (
 
 // Two tenants are brought to version 2, and one that comes later starts there.
 func Example() {
-	t := &exampleTB{}
-	defer t.end()
+	t := new(pgtest.Example)
+	defer t.End()
 	ctx := context.Background()
 	db := exampleDB(ctx, t)
 	defer db.Close()
@@ -66,7 +65,7 @@ func Example() {
 }
 
 // exampleDB is a database of the tests' server, with a registry and an empty schema for the template.
-func exampleDB(ctx context.Context, t *exampleTB) *pgxtenant.TenantDB {
+func exampleDB(ctx context.Context, t *pgtest.Example) *pgxtenant.TenantDB {
 	server := pgtest.New(t)
 	server.Exec("create schema template")
 	config, err := pgxtenant.ParseConfig(server.AppURL())
@@ -86,24 +85,4 @@ func exampleDB(ctx context.Context, t *exampleTB) *pgxtenant.TenantDB {
 		panic(err)
 	}
 	return db
-}
-
-// exampleTB is the part of a testing.TB that pgtest uses, for examples, which have none.
-type exampleTB struct {
-	testing.TB
-	cleanups []func()
-}
-
-func (t *exampleTB) Helper()                  {}
-func (t *exampleTB) Context() context.Context { return context.Background() }
-func (t *exampleTB) Cleanup(f func())         { t.cleanups = append(t.cleanups, f) }
-func (t *exampleTB) Fatal(args ...any)        { panic(fmt.Sprint(args...)) }
-
-func (t *exampleTB) end() {
-	for len(t.cleanups) > 0 {
-		last := len(t.cleanups) - 1
-		f := t.cleanups[last]
-		t.cleanups = t.cleanups[:last]
-		f()
-	}
 }

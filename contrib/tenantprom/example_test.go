@@ -7,7 +7,6 @@ import (
 	"net/http/httptest"
 	"regexp"
 	"strings"
-	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -29,8 +28,8 @@ func (c customers) Lookup(_ context.Context, id string) (pgxtenant.Tenant, error
 }
 
 func Example() {
-	t := &exampleTB{}
-	defer t.end()
+	t := new(pgtest.Example)
+	defer t.End()
 	db, err := pgxtenant.New(context.Background(), pgtest.New(t).AppURL())
 	if err != nil {
 		fmt.Println(err)
@@ -77,24 +76,4 @@ func Example() {
 	// pgxtenant_http_requests_total{code="4xx",endpoint="none",plan="none"} 1
 	// pgxtenant_tenant_held_connections{tenant="the heaviest"} 0
 	// pgxtenant_tenant_held_connections{tenant="other"} 0
-}
-
-// exampleTB stands in for a test where there is none.
-type exampleTB struct {
-	testing.TB
-	cleanups []func()
-}
-
-func (t *exampleTB) Helper()                  {}
-func (t *exampleTB) Context() context.Context { return context.Background() }
-func (t *exampleTB) Cleanup(f func())         { t.cleanups = append(t.cleanups, f) }
-func (t *exampleTB) Fatal(args ...any)        { panic(fmt.Sprint(args...)) }
-
-func (t *exampleTB) end() {
-	for len(t.cleanups) > 0 {
-		last := len(t.cleanups) - 1
-		f := t.cleanups[last]
-		t.cleanups = t.cleanups[:last]
-		f()
-	}
 }

@@ -7,7 +7,6 @@ import (
 	"net/url"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -138,6 +137,13 @@ func (db *DB) RLSTable(name string) {
 		grant select, insert, update, delete on TABLE to APP`))
 }
 
+// TrackStatements makes the extension pg_stat_statements, which from now on counts what new connections to the
+// database send.
+func (db *DB) TrackStatements() {
+	db.t.Helper()
+	db.SuperExec("create extension pg_stat_statements", "alter database "+quote(db.Name)+" set pg_stat_statements.track = 'top'")
+}
+
 func (db *DB) url(user, password string, params []string) string {
 	u := db.server.url
 	u.User = url.UserPassword(user, password)
@@ -212,7 +218,7 @@ func (s *Server) drop(statements ...string) error {
 // execute runs each statement on its own, on one new connection: a test may have
 // ended or blocked any that was kept.
 func execute(ctx context.Context, url string, statements ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {

@@ -59,6 +59,7 @@ func child(m *testing.M) int {
 		fmt.Println("stopped")
 	case "leak", "pass":
 		shared.once.Do(func() { shared.server = s })
+		leakPatience = 0
 		if how == "leak" {
 			go func() { time.Sleep(time.Hour) }()
 		}

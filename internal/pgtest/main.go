@@ -6,9 +6,13 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 )
+
+// leakPatience is how long a goroutine may take to end after the tests.
+var leakPatience = 20 * time.Second
 
 // Main runs the tests of a package, stops their server, checks that no goroutine
 // is left, and exits. The options go to goleak.
@@ -25,7 +29,12 @@ func run(m *testing.M, options []goleak.Option) int {
 	if code != 0 {
 		return code // a failed test may well leave a goroutine: say only why it failed
 	}
-	if err := goleak.Find(options...); err != nil {
+	// goleak itself waits for less than a second for those that are about to end.
+	err := goleak.Find(options...)
+	for deadline := time.Now().Add(leakPatience); err != nil && time.Now().Before(deadline); {
+		err = goleak.Find(options...)
+	}
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "goleak: errors on successful test run: %v\n", err)
 		return 1
 	}

@@ -60,17 +60,19 @@ func roundTrip(t *testing.T, conn net.Conn) time.Duration {
 func TestProxyDelaysByTheMillisecond(t *testing.T) {
 	p := NewProxy(t, echo(t, copyBack))
 	conn := dial(t, p.Addr())
-	fastest := func() time.Duration {
+	// The fastest of many tells what the proxy adds, the others how busy the machine is.
+	fastest := func(enough time.Duration) time.Duration {
 		best := time.Hour
-		for range 100 {
+		begun := time.Now()
+		for n := 0; n < 100 || best >= enough && time.Since(begun) < time.Minute; n++ {
 			best = min(best, roundTrip(t, conn))
 		}
 		return best
 	}
-	floor := fastest()
+	floor := fastest(time.Hour)
 	for _, oneWay := range []time.Duration{500 * time.Microsecond, time.Millisecond, 5 * time.Millisecond} {
 		p.SetDelay(oneWay)
-		got := fastest() // the others tell how busy the machine is
+		got := fastest(2*oneWay + time.Millisecond)
 		t.Logf("2 x %v: %v (without: %v)", oneWay, got, floor)
 		require.GreaterOrEqual(t, got, 2*oneWay)
 		require.Less(t, got, 2*oneWay+time.Millisecond)
@@ -206,11 +208,7 @@ func TestProxyLeavesNoGoroutine(t *testing.T) {
 
 func TestProxyWithoutServerClosesTheClient(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	nobody := l.Addr().String()
-	require.NoError(t, l.Close())
-	p := NewProxy(t, nobody)
-	_, err = dial(t, p.Addr()).Read(make([]byte, 1))
+	p := NewProxy(t, "127.0.0.1:1")
+	_, err := dial(t, p.Addr()).Read(make([]byte, 1))
 	require.Error(t, err)
 }

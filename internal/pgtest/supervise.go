@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 )
 
 //go:embed supervise.sh
@@ -93,7 +92,7 @@ func (s *supervisor) give(path string) error {
 
 // run runs a program to its end.
 func (s *supervisor) run(args ...string) error {
-	if err := s.call("run "+shellQuote(args), time.Minute); err != nil {
+	if err := s.call("run "+shellQuote(args), startTimeout); err != nil {
 		return fmt.Errorf("pgtest: %s: %w\n%s", args[0], err, s.log())
 	}
 	return nil
@@ -101,12 +100,12 @@ func (s *supervisor) run(args ...string) error {
 
 // start starts a program in the background.
 func (s *supervisor) start(args ...string) error {
-	return s.call("start "+shellQuote(args), time.Minute)
+	return s.call("start "+shellQuote(args), startTimeout)
 }
 
 // signal sends a signal to the program and waits until it has ended.
 func (s *supervisor) signal(name string) error {
-	return s.call("stop "+name, time.Minute)
+	return s.call("stop "+name, startTimeout)
 }
 
 // exited reports whether the started program has ended by itself.

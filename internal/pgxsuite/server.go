@@ -31,6 +31,7 @@ func prepareDatabase(ctx context.Context, s *pgtest.Server, tls bool) ([]string,
 		"drop role if exists "+trickyUser,
 		"create role "+trickyUser+" superuser",
 		"create database "+database+" template template0",
+		"alter database "+database+" set pg_stat_statements.track = 'top'",
 		"create extension if not exists pg_stat_statements",
 		"select pg_stat_statements_reset()",
 	); err != nil {

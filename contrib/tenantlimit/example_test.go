@@ -7,6 +7,7 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"time"
 
 	"github.com/pgxtenant/pgxtenant"
 	"github.com/pgxtenant/pgxtenant/contrib/tenantlimit"
@@ -26,6 +27,7 @@ func (c customers) Lookup(_ context.Context, id string) (pgxtenant.Tenant, error
 func Example() {
 	plans := tenantlimit.StarterPlans()
 	free := plans["free"]
+	free.Rate = tenantlimit.PerHour(60, 10)
 	free.Endpoints = map[string]tenantlimit.Limits{"POST /exports": {Rate: tenantlimit.PerHour(2, 1)}}
 	plans["free"] = free
 	limiter, err := tenantlimit.New(tenantlimit.Config{
@@ -56,16 +58,16 @@ func Example() {
 		fmt.Println(request, w.Code, w.Header().Get("RateLimit-Policy"), w.Header().Get("X-RateLimit-Remaining"))
 	}
 	// Output:
-	// GET /projects 200 "rate";q=60;w=60;pgxtenant-burst=10 9
+	// GET /projects 200 "rate";q=60;w=3600;pgxtenant-burst=10 9
 	// POST /exports 200 "endpoint-rate";q=2;w=3600;pgxtenant-burst=1 0
 	// POST /exports 429 "endpoint-rate";q=2;w=3600;pgxtenant-burst=1 0
-	// GET /projects 200 "rate";q=60;w=60;pgxtenant-burst=10 8
+	// GET /projects 200 "rate";q=60;w=3600;pgxtenant-burst=10 8
 }
 
 // A queue's consumer is no HTTP handler. It asks by itself, and each call may cost something else.
 func ExampleLimiter_Take() {
 	limiter, err := tenantlimit.New(tenantlimit.Config{Plans: map[string]tenantlimit.Plan{
-		"free": {Limits: tenantlimit.Limits{Rate: tenantlimit.PerHour(1000, 1000), Concurrency: 2}},
+		"free": {Limits: tenantlimit.Limits{Rate: tenantlimit.Rate{Requests: 1000, Period: 24 * time.Hour, Burst: 1000}, Concurrency: 2}},
 	}})
 	if err != nil {
 		log.Fatal(err)

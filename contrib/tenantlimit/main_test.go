@@ -73,6 +73,13 @@ func shared(t testing.TB, c Config) *Limiter {
 	return open(t, c)
 }
 
+const (
+	// shortLease is waited for. It is renewed thrice in its time, also by a process that has to wait for a CPU.
+	shortLease = 3 * time.Second
+	// longTimeout is waited for where Redis is silent, and long enough for its answer where it is not.
+	longTimeout = time.Second
+)
+
 // prefix is one of the caller's own, also if the test runs again.
 func prefix(t testing.TB) string { return t.Name() + ":" + rand.Text() + ":" }
 

@@ -129,7 +129,7 @@ func TestEightProcessesPassExactlyTheRate(t *testing.T) {
 
 func TestSlotsOfKilledProcessesComeBack(t *testing.T) {
 	t.Parallel()
-	const lease = 400 * time.Millisecond
+	const lease = shortLease
 	config := plan(slots(20))
 	config.Lease = lease
 	l := shared(t, config)

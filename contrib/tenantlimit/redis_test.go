@@ -81,7 +81,7 @@ func TestABucketOfNonsenseIsEmptyAndFills(t *testing.T) {
 
 func TestMemoryDoesNotGrowWithCalls(t *testing.T) {
 	t.Parallel()
-	p := rated(PerSecond(1_000_000, 1_000_000))
+	p := rated(PerHour(1000, 1_000_000)) // no bucket is full again, and gone, before it is looked at
 	p.Concurrency = 1
 	l := shared(t, plan(p))
 	memory := func() (sum int64) {
@@ -242,7 +242,7 @@ func TestASilentRedisKeepsNobodyWaiting(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			config := plan(rated(PerHour(1, 10)))
-			config.Retry = time.Hour
+			config.Retry, config.Timeout = time.Hour, longTimeout
 			l, s := lossyWith(t, config, options)
 			pass(t, l, "acme", Call{})
 			require.NoError(t, s.Pause())
@@ -342,7 +342,7 @@ func TestAServerThatHasForgottenItsScriptsIsToldThemAgain(t *testing.T) {
 func TestASlotThatNobodyWaitedForComesBack(t *testing.T) {
 	t.Parallel()
 	config := plan(slots(1))
-	config.Lease, config.Retry = time.Hour, time.Millisecond
+	config.Lease, config.Retry, config.Timeout = time.Hour, time.Millisecond, longTimeout
 	l, s := lossy(t, config)
 	pass(t, l, "acme", Call{}).Release()
 	require.NoError(t, s.Pause())
@@ -376,7 +376,7 @@ func TestManySlotsAreRenewedAndGivenBack(t *testing.T) {
 func TestSlotsAreKnownAgainAfterARestart(t *testing.T) {
 	t.Parallel()
 	config := plan(slots(2))
-	config.Lease, config.OnLoss, config.Timeout = 200*time.Millisecond, RefuseAll, time.Minute
+	config.Lease, config.OnLoss, config.Timeout = shortLease, RefuseAll, time.Minute
 	l, s := lossy(t, config)
 	first, second := pass(t, l, "acme", Call{}), pass(t, l, "acme", Call{})
 	s.Kill()

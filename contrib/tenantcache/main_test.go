@@ -37,7 +37,7 @@ var (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // slow is a time that no test comes to the end of.
-const slow = time.Minute
+const slow = 2 * time.Minute
 
 // dial returns a client of its own for the test.
 func dial(t testing.TB, servers func() ([]*redistest.Server, error)) redis.UniversalClient {

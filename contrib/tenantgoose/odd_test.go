@@ -332,7 +332,7 @@ func TestNoLockForTheWholeDatabase(t *testing.T) {
 			return ctx.Err()
 		}
 	}}, nil)
-	report, err := s.migrator(files(), tenantgoose.WithGoMigrations(meet)).Up(s.ctx, pgxtenant.ForEachOptions{Timeout: 20 * time.Second})
+	report, err := s.migrator(files(), tenantgoose.WithGoMigrations(meet)).Up(s.ctx, pgxtenant.ForEachOptions{Timeout: 2 * time.Minute})
 	require.NoError(t, err)
 	require.Equal(t, 3, report.Done)
 }
@@ -348,7 +348,7 @@ func TestCancelled(t *testing.T) {
 			return err
 		}
 		sleep := "0"
-		once.Do(func() { sleep = "60" })
+		once.Do(func() { sleep = "600" })
 		_, err := tx.ExecContext(ctx, fmt.Sprintf("select pg_sleep(%s)", sleep))
 		return err
 	}}, nil)
@@ -360,7 +360,7 @@ func TestCancelled(t *testing.T) {
 			var running bool
 			err := s.db.Admin().QueryRow(ctx, "select exists (select from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep')").Scan(&running)
 			return err == nil && running
-		}, 10*time.Second, 10*time.Millisecond)
+		}, 2*time.Minute, 10*time.Millisecond)
 	}()
 	_, err := m.Up(ctx, pgxtenant.ForEachOptions{Name: "x", IDs: []string{"t0"}})
 	require.ErrorIs(t, err, context.Canceled)

@@ -130,14 +130,14 @@ func TestDirty(t *testing.T) {
 func TestCancelled(t *testing.T) {
 	s := open(t, "a")
 	ctx, cancel := context.WithCancel(s.ctx)
-	fsys := files(append(base, "select pg_sleep(60)", "", "select 1", "", "select 2", "")...)
+	fsys := files(append(base, "select pg_sleep(600)", "", "select 1", "", "select 2", "")...)
 	go func() {
 		defer cancel()
 		assert.Eventually(t, func() bool { // when the server is at it: it takes no notice of what comes before
 			var running bool
 			err := s.db.Admin().QueryRow(s.ctx, "select exists (select from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep')").Scan(&running)
 			return err == nil && running
-		}, 10*time.Second, 10*time.Millisecond)
+		}, 2*time.Minute, 10*time.Millisecond)
 	}()
 	_, err := tenantmigrate.Migrate(ctx, s.db, fsys, pgxtenant.ForEachOptions{IDs: []string{"a"}})
 	require.ErrorIs(t, err, context.Canceled)

@@ -75,7 +75,7 @@ func wait(t testing.TB, r *Requests) series {
 	require.Eventually(t, func() bool {
 		s = scrape(t, r)
 		return s.value(t, "pgxtenant_http_requests_in_flight", "") == 0
-	}, 10*time.Second, time.Millisecond)
+	}, 2*time.Minute, time.Millisecond)
 	return s
 }
 

@@ -277,10 +277,25 @@ func TestMigrateWhenTheTerminalGoes(t *testing.T) {
 func TestMigrateOnATerminal(t *testing.T) {
 	t.Parallel()
 	s := migrating(t, "a", "b", "c")
-	dir := migrations(t, "tenant/00001_tag.sql", "select pg_sleep(0.5); "+addTag)
+	// Migrations wait for the test, which sees them wait, rather than for time to pass.
+	s.Exec("create table public.hold ()", "insert into public.hold default values", `create function public.wait() returns void language plpgsql as $$ begin
+		while exists (select from public.hold) loop perform pg_sleep(0.01); end loop; end $$`)
+	atWork := func() {
+		t.Helper()
+		super := s.Connect(s.SuperURL())
+		require.Eventually(t, func() bool {
+			var n int
+			err := super.QueryRow(t.Context(), "select count(*) from pg_stat_activity where datname = current_database() and query like '%public.wait%' and state = 'active' and pid <> pg_backend_pid()").Scan(&n)
+			return err == nil && n == 1
+		}, patience, 10*time.Millisecond)
+	}
+	dir := migrations(t, "tenant/00001_tag.sql", "select public.wait(); "+addTag)
 	term := onScreen(t, s.env, "migrate", "up", "--dir", dir, "--concurrency", "1", "--skip-templates")
 	fits(t, term.until("of 3"))
+	atWork()
 	term.tmux("send-keys", "C-c")
+	term.until("Stopping")
+	s.Exec("delete from public.hold")
 	require.Equal(t, "130", term.ended(), "%s", term)
 	text := term.text()
 	fits(t, text)
@@ -291,9 +306,11 @@ func TestMigrateOnATerminal(t *testing.T) {
 	require.Equal(t, "id body", s.columns("tenant_c"))
 
 	// Twice cancels.
-	dir = migrations(t, "tenant/00001_tag.sql", "select pg_sleep(60); "+addTag)
+	s.Exec("insert into public.hold default values")
+	dir = migrations(t, "tenant/00001_tag.sql", "select public.wait(); select 1; "+addTag)
 	term = onScreen(t, s.env, "migrate", "up", "--dir", dir, "--concurrency", "1", "--skip-templates", "--id", "c", "--accept-edits", "1")
 	term.until("0 of 1")
+	atWork()
 	term.tmux("send-keys", "C-c")
 	term.until("Ctrl-C again")
 	term.tmux("send-keys", "C-c")

@@ -12,6 +12,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// patience is how long a test waits for what comes soon on any machine.
+const patience = 2 * time.Minute
+
 // screen is a real terminal of 80 columns: a tmux of its own.
 type screen struct {
 	t      *testing.T
@@ -19,21 +22,32 @@ type screen struct {
 	done   string // a file that has the exit code when the program has ended
 }
 
+// caughtUp asks the terminal where its cursor is, and reads the answer, which ends in R: by then the terminal has taken
+// all that was printed before.
+const caughtUp = `saved=$(stty -g); stty -icanon -echo; printf '\033[6n'
+until [ "$(dd bs=1 count=1 2>/dev/null)" = R ]; do :; done
+stty "$saved"
+`
+
 // onScreen runs the program in a terminal. Its output stays there when it has ended.
 func onScreen(t *testing.T, env []string, args ...string) *screen {
 	t.Helper()
-	folder, err := os.MkdirTemp("", "screen") // t.TempDir's are too long for a socket
+	parent := os.TempDir() // t.TempDir's are too long for a socket, and this may be
+	if len(parent) > 80 {
+		parent = "/tmp"
+	}
+	folder, err := os.MkdirTemp(parent, "screen")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(folder) })
 	s := &screen{t, filepath.Join(folder, "tmux"), filepath.Join(folder, "code")}
 	cmd := program(t, t.Context(), env, args...)
-	script := "cd " + cmd.Dir + "\n"
+	script := "cd '" + cmd.Dir + "'\n"
 	for _, e := range cmd.Env {
 		name, value, _ := strings.Cut(e, "=")
 		script += "export " + name + "='" + value + "'\n"
 	}
 	script += "trap : INT\nexport TERM=screen-256color\nstty -a > " + s.done + ".before\n'" + strings.Join(cmd.Args, "' '") + "'\n" +
-		"code=$?\nstty -a > " + s.done + ".after\necho $code > " + s.done + ".new; mv " + s.done + ".new " + s.done + "\nexec cat\n"
+		"code=$?\nstty -a > " + s.done + ".after\n" + caughtUp + "echo $code > " + s.done + ".new; mv " + s.done + ".new " + s.done + "\nexec cat\n"
 	path := filepath.Join(folder, "script")
 	require.NoError(t, os.WriteFile(path, []byte(script), 0o600))
 	s.tmux("-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", "sh", path)
@@ -59,7 +73,7 @@ func (s *screen) text(options ...string) string {
 // until waits for the screen to show something.
 func (s *screen) until(shows string) string {
 	s.t.Helper()
-	require.Eventually(s.t, func() bool { return strings.Contains(s.text(), shows) }, 30*time.Second, 20*time.Millisecond, "%s", s)
+	require.Eventually(s.t, func() bool { return strings.Contains(s.text(), shows) }, patience, 20*time.Millisecond, "%s", s)
 	return s.text()
 }
 
@@ -68,7 +82,7 @@ func (s *screen) String() string { return s.text() }
 // ended waits for the program to end, and returns its exit code.
 func (s *screen) ended() string {
 	s.t.Helper()
-	require.Eventually(s.t, func() bool { _, err := os.Stat(s.done); return err == nil }, 30*time.Second, 20*time.Millisecond, "%s", s)
+	require.Eventually(s.t, func() bool { _, err := os.Stat(s.done); return err == nil }, patience, 20*time.Millisecond, "%s", s)
 	code, err := os.ReadFile(s.done)
 	require.NoError(s.t, err)
 	return strings.TrimSpace(string(code))
@@ -130,11 +144,11 @@ func TestDeletionAsksOnATerminal(t *testing.T) {
 	require.Contains(t, s.ok("tenant", "show", "acme"), "active")
 
 	// Ended while it waits, it is completed by the same call.
-	term = onScreen(t, append(s.env, "PGXTENANT_REGISTRY_TTL=90s"), "tenant", "delete", "acme")
+	term = onScreen(t, append(s.env, "PGXTENANT_REGISTRY_TTL=1h"), "tenant", "delete", "acme")
 	term.until("Type acme to go on:")
 	term.tmux("send-keys", "acme", "Enter")
-	term.until("Waiting 1m30s")
-	require.Eventually(t, func() bool { return strings.Contains(s.ok("tenant", "show", "acme"), "deleting") }, 30*time.Second, 20*time.Millisecond)
+	term.until("Waiting 1h0m0s")
+	require.Eventually(t, func() bool { return strings.Contains(s.ok("tenant", "show", "acme"), "deleting") }, patience, 20*time.Millisecond)
 	term.tmux("send-keys", "C-c")
 	require.Equal(t, "130", term.ended(), "%s", term)
 	fits(t, term.text())

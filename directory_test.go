@@ -230,12 +230,8 @@ func TestChangesReachOtherProcesses(t *testing.T) {
 	require.ErrorIs(t, err, ErrTenantNotFound)
 	_, err = b.ByAlias(ctx, "x.example.com")
 	require.ErrorIs(t, err, ErrTenantNotFound)
-	seen := func(what string, want func() bool) {
-		t.Helper()
-		start := time.Now()
-		eventually(t, what, want)
-		require.Less(t, time.Since(start), time.Second, what)
-	}
+	// Without being told it would know nothing for an hour.
+	seen := func(what string, want func() bool) { t.Helper(); eventually(t, what, want) }
 	status := func(want Status) func() bool {
 		return func() bool { t, err := b.Lookup(ctx, "x"); return err == nil && t.Status == want }
 	}
@@ -297,7 +293,7 @@ func TestTheCacheFailsClosedWhenTheRegistryCannotBeRead(t *testing.T) {
 	d, r := newRegistryDB(t)
 	create(t, r, Record{Tenant: Tenant{ID: "x"}})
 	p := pgtest.NewProxy(t, d.Server().Addr())
-	via := d.Via(p.Addr()).OwnerURL("connect_timeout=1")
+	via := d.Via(p.Addr()).OwnerURL()
 	const ttl = 300 * time.Millisecond
 	strict := openRegistry(t, via, func(c *RegistryConfig) { c.TTL = ttl })
 	lax := openRegistry(t, via, func(c *RegistryConfig) { c.TTL, c.StaleOnError = ttl, time.Hour })
@@ -311,7 +307,7 @@ func TestTheCacheFailsClosedWhenTheRegistryCannotBeRead(t *testing.T) {
 	_, err := strict.Lookup(t.Context(), "x")
 	require.Error(t, err)
 	require.NotErrorIs(t, err, ErrTenantNotFound)
-	time.Sleep(ttl)
+	eventually(t, "the lax one's too", func() bool { _, ok := lax.Peek("x"); return !ok })
 	got, err := lax.Lookup(t.Context(), "x")
 	require.NoError(t, err)
 	require.Equal(t, "x", got.ID)

@@ -100,7 +100,15 @@ func TestAnIdlePoolIsSmall(t *testing.T) { // nor beside others
 	}
 	measure := func() (bytes uint64, goroutines int) {
 		eventually(t, "connections are closed", func() bool { return db.Stat().TotalConns() == 0 })
-		time.Sleep(100 * time.Millisecond) // connections' goroutines end
+		settled := 0
+		eventually(t, "connections' goroutines have ended", func() bool {
+			n := runtime.NumGoroutine()
+			time.Sleep(10 * time.Millisecond)
+			if settled++; n != runtime.NumGoroutine() {
+				settled = 0
+			}
+			return settled == 10
+		})
 		runtime.GC()
 		runtime.GC()
 		var m runtime.MemStats

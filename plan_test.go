@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -81,7 +80,7 @@ func TestAPlanIsWhatTheCallRuns(t *testing.T) {
 		require.Contains(t, plan, "-- here 20ms pass")
 		require.Equal(t, before, p.everything())
 		p.psql(plan)
-		require.Eventually(t, func() bool { return db.Ping(WithTenantID(ctx, tenant.ID)) != nil }, 10*time.Second, 5*time.Millisecond)
+		eventually(t, "it is gone", func() bool { return db.Ping(WithTenantID(ctx, tenant.ID)) != nil })
 		p.nothingOf(db, tenant.ID)
 	}
 }

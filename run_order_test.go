@@ -247,7 +247,16 @@ func TestForEachProgress(t *testing.T) {
 		}
 		last = p.Ended()
 	}}
-	report, err := fl.db.ForEach(ctx, o, (&order{}).note)
+	var together sync.WaitGroup // the first ones wait for each other
+	together.Add(DefaultRunConcurrency)
+	var begun atomic.Int32
+	report, err := fl.db.ForEach(ctx, o, func(context.Context, *pgx.Conn, Tenant) error {
+		if begun.Add(1) <= DefaultRunConcurrency {
+			together.Done()
+			together.Wait()
+		}
+		return nil
+	})
 	require.NoError(t, err)
 	require.Equal(t, n, last)
 	require.Equal(t, int32(2*n), told.Load())

@@ -123,7 +123,7 @@ func TestForEachCopyUnderWay(t *testing.T) {
 		}
 		go func() {
 			once := sync.OnceFunc(func() { close(begun) })
-			_, err := fl.db.ForEach(ctx, ForEachOptions{Versions: versionsOf(nil), Target: "2", SkipShared: true, LockTimeout: 50 * time.Millisecond},
+			_, err := fl.db.ForEach(ctx, ForEachOptions{Versions: versionsOf(nil), Target: "2", SkipShared: true, LockTimeout: 50 * time.Millisecond, Attempts: 10_000},
 				func(ctx context.Context, conn *pgx.Conn, _ Tenant) error {
 					_, err := conn.Exec(ctx, "create table more (id int); update ledger set version = '2'")
 					once()

@@ -227,7 +227,7 @@ func TestForEachKilled(t *testing.T) {
 			child := fl.startChild(admin, "t0005")
 			super := fl.d.Connect(fl.d.SuperURL())
 			const dead = "select count(*) from pg_stat_activity where query like '%of the dead%' and state = 'active' and pid <> pg_backend_pid() and datname = current_database()"
-			require.Eventually(t, func() bool { return count(t, super, ctx, dead) == 1 }, 20*time.Second, 5*time.Millisecond)
+			eventually(t, "it is at work", func() bool { return count(t, super, ctx, dead) == 1 })
 			asleep := time.Now()
 			require.NoError(t, child.Process.Kill())
 			_ = child.Wait()
@@ -246,7 +246,7 @@ func TestForEachKilled(t *testing.T) {
 			require.True(t, report.Resumed)
 			require.Equal(t, 5, report.Done)
 			require.Equal(t, 10, fl.upgraded())
-			require.Less(t, freed.Sub(asleep), 4*time.Second+killedRun().Lease+2*time.Second)
+			require.Less(t, freed.Sub(asleep), patience)
 			fl.quiet()
 		})
 	}

@@ -67,7 +67,7 @@ var testTenants = []pgxtenant.Tenant{
 	{ID: "bereft", Plan: "enterprise"},
 	{ID: "stop-row", Plan: "enterprise"},
 	{ID: "stop-schema", Plan: "enterprise", Isolation: pgxtenant.IsolationSchema},
-	{ID: "stop-report", Plan: "enterprise"},
+	{ID: "stop-report", Plan: "enterprise", Isolation: pgxtenant.IsolationSchema},
 }
 
 // sharedPostgres is the server of all tests.

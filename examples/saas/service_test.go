@@ -182,6 +182,14 @@ func TestSIGTERMLosesNoAcknowledgedWrite(t *testing.T) {
 		})
 	}
 	<-enough
+	// The reports take until all are under way and the service has been told to stop, however slowly they come.
+	owner, err := pgx.Connect(t.Context(), database.owner())
+	require.NoError(t, err)
+	defer owner.Close(context.Background())
+	hold, err := owner.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = hold.Exec(t.Context(), "lock table "+pgx.Identifier{pgxtenant.SchemaName("stop-report"), "project"}.Sanitize())
+	require.NoError(t, err)
 	const reporters = 3
 	for range reporters {
 		reports.Go(func() {
@@ -194,6 +202,7 @@ func TestSIGTERMLosesNoAcknowledgedWrite(t *testing.T) {
 	p.waitForReports(t, reporters)
 	signalled.Store(true)
 	require.NoError(t, p.command.Process.Signal(syscall.SIGTERM))
+	require.NoError(t, hold.Rollback(t.Context()))
 	reports.Wait()
 	writers.Wait()
 	p.client.CloseIdleConnections()

@@ -96,8 +96,8 @@ func (e *localEngine) init(s *Server) error {
 		return err
 	}
 	// Shared memory as files of the folder: removing it leaves nothing behind, however the server ended.
-	settings := fmt.Sprintf("listen_addresses = '127.0.0.1'\nunix_socket_directories = '%s'\n"+
-		"ssl_cert_file = '%s'\nssl_key_file = '%s'\ndynamic_shared_memory_type = mmap\n", e.dir, s.cert, keyFile)
+	settings := fmt.Sprintf("listen_addresses = '127.0.0.1'\nunix_socket_directories = ''\n"+ // a socket's path must be short
+		"ssl_cert_file = '%s'\nssl_key_file = '%s'\ndynamic_shared_memory_type = mmap\n", s.cert, keyFile)
 	for _, setting := range serverSettings {
 		name, value, _ := strings.Cut(setting, "=")
 		settings += fmt.Sprintf("%s = '%s'\n", name, value)

@@ -30,7 +30,7 @@ func openDB(t testing.TB, url string, adjust ...func(*Config)) *TenantDB {
 	db, err := NewWithConfig(context.Background(), config)
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := db.Shutdown(ctx); err != nil && !t.Failed() { // a failed test may well hold a connection
 			t.Error(err)

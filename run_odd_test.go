@@ -222,7 +222,7 @@ func TestForEachServerRestarts(t *testing.T) {
 	fl.d.Exec("create table ledger (version text)", "insert into ledger values ('2')")
 	var calls atomic.Int32
 	restarted := make(chan error, 1)
-	o := ForEachOptions{Name: "v2", Versions: versionsOf(nil), Target: "2", Concurrency: 3}
+	o := ForEachOptions{Name: "v2", Versions: versionsOf(nil), Target: "2", Concurrency: 3, Patience: patience}
 	report, err := fl.db.ForEach(ctx, o, func(ctx context.Context, conn *pgx.Conn, tn Tenant) error {
 		if calls.Add(1) == 10 {
 			go func() { restarted <- server.Restart() }()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"strconv"
@@ -37,13 +38,18 @@ func startNode(ctx context.Context) (*Server, error) {
 	return nil, errors.Join(err, os.RemoveAll(dir))
 }
 
+// freePort picks a port that nothing listens on, below the range that systems hand to outgoing connections: else one
+// of those could take it before a server does, or while one that was killed is not there.
 func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("redistest: %w", err)
+	var err error
+	for range 100 {
+		port := strconv.Itoa(20000 + rand.IntN(12000))
+		var l net.Listener
+		if l, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", port)); err == nil {
+			return port, l.Close()
+		}
 	}
-	defer l.Close()
-	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port), nil
+	return "", fmt.Errorf("redistest: no free port: %w", err)
 }
 
 // join makes a cluster of servers that know nothing of each other.

@@ -31,13 +31,29 @@ type part struct {
 // Left out, as pg_dump does: what is the server's own, such as the version of a column that the minor releases of November
 // 2026 keep among its options as pg_attver.
 
-// describedSchema is what every query below begins with; $1 is the schema.
-const describedSchema = `with ns as (select oid, nspname, nspowner from pg_namespace where nspname = $1),
-	rel as (select c.*, quote_ident(c.relname) as q from pg_class c join ns on ns.oid = c.relnamespace),
+// describedSchema is what every query below begins with; $1 is the schema. The catalogs have no index by schema, and all tenants' schemas are in
+// them: what is in this one is found by what depends on it, and on that. "offset 0" has it looked up by OID, one after the other, whatever
+// the planner takes their number for.
+const describedSchema = `with ns as materialized (select oid, nspname, nspowner from pg_namespace where nspname = $1),
+	own as materialized (select d.classid, d.objid from ns, lateral (
+		select * from pg_depend d where d.refclassid = 'pg_namespace'::regclass and d.refobjid = ns.oid offset 0) d),
+	rel as materialized (select c.*, quote_ident(c.relname) as q from (
+			select objid from own where classid = 'pg_class'::regclass
+			union select i.indexrelid from own, lateral (select * from pg_index i where i.indrelid = own.objid offset 0) i where own.classid = 'pg_class'::regclass
+			union select t.typrelid from own, lateral (select * from pg_type t where t.oid = own.objid offset 0) t where own.classid = 'pg_type'::regclass and t.typrelid <> 0) o,
+		lateral (select * from pg_class c where c.oid = o.objid offset 0) c),
 	tab as (select * from rel where relkind in ('r', 'p')),
-	func as (select p.*, p.oid::regprocedure::text as q from pg_proc p join ns on ns.oid = p.pronamespace
-		where not exists (select from pg_depend d where d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.deptype = 'i')),
-	typ as (select t.*, quote_ident(t.typname) as q from pg_type t join ns on ns.oid = t.typnamespace)
+	func as (select p.*, p.oid::regprocedure::text as q from own, lateral (select * from pg_proc p where p.oid = own.objid offset 0) p
+		where own.classid = 'pg_proc'::regclass
+			and not exists (select from pg_depend d where d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.deptype = 'i')),
+	element as (
+		select objid from own where classid = 'pg_type'::regclass
+		union select reltype from rel where reltype <> 0
+		union select r.rngmultitypid from own, lateral (select * from pg_range r where r.rngtypid = own.objid offset 0) r where own.classid = 'pg_type'::regclass),
+	typ as (select t.*, quote_ident(t.typname) as q from (
+			select objid from element
+			union select t.typarray from element e, lateral (select * from pg_type t where t.oid = e.objid offset 0) t where t.typarray <> 0) o,
+		lateral (select * from pg_type t where t.oid = o.objid offset 0) t)
 	`
 
 // refusedObjects are what keeps a schema from being copied, with the reason.
@@ -149,19 +165,22 @@ const dependencies = describedSchema + `,
 		union all select t.oid, 'pg_type'::regclass from typ t join pg_class c on c.oid = t.typrelid and c.relkind = 'c'
 		union all select oid, 'pg_proc'::regclass from func
 		union all select oid, 'pg_class'::regclass from rel where relkind in ('S', 'r', 'p', 'v', 'm')),
-	inside as (
+	inside as materialized (
 		select oid part, class, oid whole from made
 		union all select t.oid, 'pg_type'::regclass, coalesce(nullif(t.typelem, 0), nullif(t.typrelid, 0), t.oid) from typ t
 			where not exists (select from pg_class c where c.oid = t.typrelid and c.relkind = 'c')
 		union all select c.oid, 'pg_class'::regclass, c.reltype from rel c where c.relkind = 'c'
 		union all select r.rngmultitypid, 'pg_type'::regclass, r.rngtypid from pg_range r
-		union all select w.oid, 'pg_rewrite'::regclass, w.ev_class from pg_rewrite w where w.rulename = '_RETURN'
-		union all select k.oid, 'pg_constraint'::regclass, coalesce(nullif(k.conrelid, 0), k.contypid) from pg_constraint k where k.contype = 'c' and k.convalidated
-		union all select k.oid, 'pg_constraint'::regclass, k.oid from rel c join pg_constraint k on k.conrelid = c.oid where k.contype in ('p', 'u', 'x')
-		union all select d.oid, 'pg_attrdef'::regclass, d.adrelid from pg_attrdef d join pg_attribute a on a.attrelid = d.adrelid and a.attnum = d.adnum and a.attgenerated <> '')
+		union all select w.oid, 'pg_rewrite'::regclass, w.ev_class from rel c, lateral (select * from pg_rewrite w where w.ev_class = c.oid offset 0) w where w.rulename = '_RETURN'
+		union all select k.oid, 'pg_constraint'::regclass, case k.contype when 'c' then c.oid else k.oid end
+			from rel c, lateral (select * from pg_constraint k where k.conrelid = c.oid offset 0) k where k.contype in ('p', 'u', 'x') or k.contype = 'c' and k.convalidated
+		union all select k.oid, 'pg_constraint'::regclass, k.contypid
+			from typ t, lateral (select * from pg_constraint k where k.contypid = t.oid offset 0) k where k.contype = 'c' and k.convalidated
+		union all select d.oid, 'pg_attrdef'::regclass, d.adrelid from rel c, lateral (select * from pg_attrdef d where d.adrelid = c.oid offset 0) d
+			join pg_attribute a on a.attrelid = d.adrelid and a.attnum = d.adnum and a.attgenerated <> '')
 	select distinct a.whole, coalesce(deeper.whole, b.whole)
-	from pg_depend d
-	join inside a on a.part = d.objid and a.class = d.classid
+	from inside a
+	cross join lateral (select * from pg_depend d where d.classid = a.class and d.objid = a.part offset 0) d
 	join inside b on b.part = d.refobjid and b.class = d.refclassid
 	left join inside deeper on deeper.part = b.whole and deeper.class = 'pg_type'::regclass and deeper.part <> deeper.whole
 	where a.whole <> b.whole and d.deptype in ('n', 'a')

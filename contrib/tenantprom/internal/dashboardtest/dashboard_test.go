@@ -31,8 +31,17 @@ func TestQueriesAndDocumentation(t *testing.T) {
 type panel struct {
 	Type, Title string
 	GridPos     struct{ X, Y, W, H int }
-	Targets     []struct{ Expr, LegendFormat string }
+	Targets     []target
+
+	Transformations []struct {
+		ID      string
+		Options struct {
+			Sort []struct{ Field string }
+		}
+	}
 }
+
+type target struct{ RefID, Expr, LegendFormat string }
 
 var inLegend = regexp.MustCompile(`{{\s*(\w+)\s*}}`)
 
@@ -56,6 +65,14 @@ func checkDashboard(t *testing.T, e exported) {
 				require.Contains(t, result, m[1], "the legend of %s", p.Title)
 			}
 			asked++
+		}
+		// Transformations come before a panel's names for its fields: there a query's values are called by its letter.
+		for _, tr := range p.Transformations {
+			for _, by := range tr.Options.Sort {
+				letter, ok := strings.CutPrefix(by.Field, "Value #")
+				require.True(t, ok, "%s is sorted by %s", p.Title, by.Field)
+				require.True(t, slices.ContainsFunc(p.Targets, func(q target) bool { return q.RefID == letter }), by.Field)
+			}
 		}
 	}
 	require.Equal(t, asked, strings.Count(string(tenantprom.Dashboard), `"expr"`), "there are expressions elsewhere")

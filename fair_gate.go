@@ -29,6 +29,7 @@ type turnstile struct {
 	log     *slog.Logger
 	epoch   time.Time
 	refused atomic.Int64 // checkouts, by limits
+	ended   atomic.Int64 // the most that were told of as ended by their contexts
 
 	// mu guards what follows, and the fields of permits and tickets that say so. Of the pool only Stat is
 	// called under it, and no function of the user's.
@@ -432,6 +433,19 @@ func (g *turnstile) weight() float64 {
 		return DefaultWeight
 	}
 	return max(g.queue.weight, MinWeight)
+}
+
+// endedOf returns how many of the checkouts that the pool counts as cancelled were ended by their own contexts: those that
+// were refused are counted there too, and before that here. So there may be too few at first, but never fewer than before.
+func (g *turnstile) endedOf(cancelled, refused int64) int64 {
+	if g == nil {
+		return cancelled
+	}
+	for told := g.ended.Load(); ; told = g.ended.Load() {
+		if n := max(told, cancelled-refused); n == told || g.ended.CompareAndSwap(told, n) {
+			return n
+		}
+	}
 }
 
 // stat returns how many checkouts wait, and how many were refused.

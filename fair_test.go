@@ -200,6 +200,7 @@ func TestATenantsQueueIsBounded(t *testing.T) {
 		require.NoError(t, <-results)
 	}
 	require.EqualValues(t, 5, db.Stat().RefusedAcquireCount())
+	require.Zero(t, db.Stat().CanceledAcquireCount(), "whoever was refused did not go away")
 	expectFairlySettled(t, db)
 	require.EqualValues(t, 5, db.Stat().RefusedAcquireCount(), "those of closed pools go on counting")
 }

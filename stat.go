@@ -196,10 +196,11 @@ func (s *Stat) addPool(p *isolatedPool, state PoolState) {
 	s.pools = append(s.pools, row)
 }
 
+// countersOf returns the counters of a pool and its turnstile, the latter from after s was taken.
 func countersOf(s *pgxpool.Stat, g *turnstile) counters {
 	waiting, refused := g.stat()
 	return counters{
-		acquireCount: s.AcquireCount(), canceledAcquireCount: s.CanceledAcquireCount(),
+		acquireCount: s.AcquireCount(), canceledAcquireCount: g.endedOf(s.CanceledAcquireCount(), refused),
 		emptyAcquireCount: s.EmptyAcquireCount(), newConnsCount: s.NewConnsCount(),
 		maxLifetimeDestroyCount: s.MaxLifetimeDestroyCount(), maxIdleDestroyCount: s.MaxIdleDestroyCount(),
 		acquireDuration: s.AcquireDuration(), emptyAcquireWaitTime: s.EmptyAcquireWaitTime(),

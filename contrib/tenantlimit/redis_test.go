@@ -103,6 +103,47 @@ func TestMemoryDoesNotGrowWithCalls(t *testing.T) {
 	held.Release()
 }
 
+// trips counts commands and pipelines.
+type trips struct {
+	redis.Hook
+	atomic.Int64
+}
+
+func (n *trips) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (n *trips) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, c redis.Cmder) error { n.Add(1); return next(ctx, c) }
+}
+
+func (n *trips) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, c []redis.Cmder) error { n.Add(1); return next(ctx, c) }
+}
+
+func TestADecisionIsOneRoundTrip(t *testing.T) {
+	t.Parallel()
+	rateAndSlot := rated(PerHour(1, 2))
+	rateAndSlot.Concurrency = 1
+	for _, p := range []Plan{rated(PerHour(1, 2)), slots(1), rateAndSlot} {
+		l := shared(t, plan(p))
+		pass(t, l, "first", Call{}).Release() // has the server learn the scripts
+		n := &trips{}
+		l.config.Redis.AddHook(n)
+		g := pass(t, l, "acme", Call{})
+		require.EqualValues(t, 1, n.Load(), "%+v", p)
+		for _, err := l.Take(as("acme"), Call{}); err == nil; _, err = l.Take(as("acme"), Call{}) {
+			require.EqualValues(t, 2, n.Load(), "%+v", p)
+			n.Store(1)
+		}
+		require.EqualValues(t, 2, n.Load(), "a refusal is one, too: %+v", p)
+		g.Release()
+		released := int64(2)
+		if p.Concurrency > 0 {
+			released = 3
+		}
+		require.EqualValues(t, released, n.Load(), "%+v", p)
+	}
+}
+
 func TestKeysGoWhenTheirBucketIsFull(t *testing.T) {
 	t.Parallel()
 	p := rated(PerSecond(100, 10))

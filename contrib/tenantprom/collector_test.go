@@ -2,7 +2,10 @@ package tenantprom
 
 import (
 	"context"
+	"maps"
 	"math"
+	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +18,7 @@ import (
 	"github.com/pgxtenant/pgxtenant"
 	"github.com/pgxtenant/pgxtenant/contrib/tenantcache"
 	"github.com/pgxtenant/pgxtenant/contrib/tenantlimit"
+	"github.com/pgxtenant/pgxtenant/internal/pgtest"
 )
 
 // What happens is what is told, by names and units that Prometheus' own rules find nothing wrong with.
@@ -196,6 +200,104 @@ func TestWithoutLoadNothingIsToldOfIt(t *testing.T) {
 		require.NotContains(t, s, name)
 	}
 	require.InDelta(t, 1, s.value(t, "pgxtenant_acquires_total", "result=acquired"), 0)
+}
+
+// peeking knows all its tenants by heart.
+type peeking struct{ directory }
+
+func (p peeking) Peek(id string) (pgxtenant.Tenant, bool) { t, ok := p.directory[id]; return t, ok }
+
+// Whoever waits, gives up, is refused or is not reached is told of as that, and where.
+func TestCheckoutsThatWaitOrFailAreTold(t *testing.T) {
+	t.Parallel()
+	own := pgtest.New(t).Database("app.current_tenant_id=umbrella")
+	db := openDB(t, func(c *pgxtenant.Config) {
+		c.Shared.MaxConns = 1
+		c.Limits = func(pgxtenant.Tenant) pgxtenant.Limits { return pgxtenant.Limits{MaxWaiting: 1} }
+		c.Directory = peeking{directory{"acme": {ID: "acme"},
+			"umbrella": {ID: "umbrella", Isolation: pgxtenant.IsolationDatabase, ConnString: own.AppURL("pool_max_conns=1")},
+			"lost":     {ID: "lost", Isolation: pgxtenant.IsolationDatabase, ConnString: "postgres://127.0.0.1:1/x"}}}
+	})
+	c := NewCollector(db)
+	waiting, leave := context.WithCancel(t.Context())
+	left := make(chan error)
+	for _, tenant := range []string{"acme", "umbrella"} {
+		held, err := db.Acquire(as(t, tenant))
+		require.NoError(t, err)
+		defer held.Release()
+		go func() { _, err := db.Acquire(pgxtenant.WithTenantID(waiting, tenant)); left <- err }()
+	}
+	require.Eventually(t, func() bool {
+		s := scrape(t, c)
+		return s.value(t, "pgxtenant_acquires_waiting", "pool=shared") == 1 && s.value(t, "pgxtenant_acquires_waiting", "pool=isolated") == 1
+	}, 10*time.Second, time.Millisecond)
+	_, err := db.Acquire(as(t, "acme"))
+	require.ErrorIs(t, err, pgxtenant.ErrTenantOverloaded)
+	leave()
+	for range 2 {
+		require.ErrorIs(t, <-left, context.Canceled)
+	}
+	require.Error(t, db.Ping(as(t, "lost")))
+
+	s := scrape(t, c)
+	for want, value := range map[[2]string]float64{
+		{"pgxtenant_acquires_waiting", "pool=shared"}:             0,
+		{"pgxtenant_acquires_total", "result=canceled"}:           2,
+		{"pgxtenant_acquires_total", "result=refused"}:            1,
+		{"pgxtenant_pools_failed_total", ""}:                      1,
+		{"pgxtenant_pools_opened_total", ""}:                      1,
+		{"pgxtenant_pools_evicted_total", ""}:                     0,
+		{"pgxtenant_leases", ""}:                                  0,
+		{"pgxtenant_directory_lookups_total", "result=hit"}:       6,
+		{"pgxtenant_directory_lookups_total", "result=miss"}:      0,
+		{"pgxtenant_connections", "pool=isolated,state=acquired"}: 1,
+		{"pgxtenant_connections", "pool=shared,state=acquired"}:   1,
+		{"pgxtenant_connections", "pool=shared,state=idle"}:       0,
+	} {
+		require.InDelta(t, value, s.value(t, want[0], want[1]), 0, "%v", want)
+	}
+}
+
+// What stores and limiters count is told, all of it and each number as what it is.
+func TestEachCountOfStoresAndLimitersIsTold(t *testing.T) {
+	t.Parallel()
+	remote := tenantcache.Stats{Hits: 1, Misses: 2, Stale: 3, Undecodable: 4, Loads: 5, LoadErrors: 6, Shared: 7, Refreshes: 8, Overtaken: 9,
+		TooLarge: 10, Invalidations: 11, Failures: 12, Refused: 13, Breaker: tenantcache.BreakerOpen, BreakerOpens: 14}
+	inside := remote
+	inside.Failures, inside.Refused, inside.Breaker, inside.BreakerOpens = 0, 0, 0, 0
+	inside.Tenants, inside.Entries, inside.Bytes, inside.Evictions = 15, 16, 17, 18
+	common := map[string]float64{"requests_total hit": 1, "requests_total miss": 2, "stale_total": 3, "undecodable_total": 4, "loads_total": 5,
+		"load_errors_total": 6, "shared_loads_total": 7, "refreshes_total": 8, "overtaken_total": 9, "too_large_total": 10, "invalidations_total": 11}
+	with := func(more map[string]float64) map[string]float64 { maps.Copy(more, common); return more }
+	require.Equal(t, with(map[string]float64{"redis_errors_total": 12, "redis_spared_total": 13, "breaker_opens_total": 14,
+		"breaker_state open": 1, "breaker_state closed": 0, "breaker_state half-open": 0}), told(cacheFamilies, cacheStats{remote, false}))
+	require.Equal(t, with(map[string]float64{"tenants": 15, "entries": 16, "bytes": 17, "evictions_total": 18}), told(cacheFamilies, cacheStats{inside, true}))
+
+	decided := tenantlimit.Stats{Allowed: 1, RefusedByRate: 2, RefusedByConcurrency: 3, RefusedByCost: 4, Failed: 5, Fallbacks: 6, RedisErrors: 7,
+		Lost: true, Leases: 8, LocalBuckets: 9}
+	require.Equal(t, map[string]float64{"decisions_total allowed": 1, "decisions_total refused_rate": 2, "decisions_total refused_concurrency": 3,
+		"decisions_total refused_cost": 4, "decisions_total failed": 5, "fallbacks_total": 6, "redis_errors_total": 7, "redis_lost": 1, "leases": 8,
+		"local_buckets": 9}, told(limiterFamilies, decided))
+
+	// None is forgotten here that is counted there.
+	for _, all := range [][]any{{remote, inside}, {decided}} {
+		for i := range reflect.TypeOf(all[0]).NumField() {
+			require.True(t, slices.ContainsFunc(all, func(s any) bool { return !reflect.ValueOf(s).Field(i).IsZero() }),
+				reflect.TypeOf(all[0]).Field(i).Name)
+		}
+	}
+}
+
+// told is what families say of s, by the rest of their names and their labels.
+func told[S any](families []family[S], s S) map[string]float64 {
+	all := map[string]float64{}
+	for _, f := range families {
+		_, name, _ := strings.Cut(strings.TrimPrefix(f.name, "pgxtenant_"), "_")
+		f.read(s, func(value float64, labels ...string) {
+			all[strings.Join(append([]string{name}, labels...), " ")] = value
+		})
+	}
+	return all
 }
 
 func TestScrapesAndStatementsAtTheSameTime(t *testing.T) {

@@ -130,6 +130,7 @@ func TestEverySpanHasItsTenant(t *testing.T) {
 		connects += names["otelpgx: connect"]
 	}
 	require.Positive(t, connects)
+	require.EqualValues(t, "pgxtenant.tenant.id", tenantKey, "as it is documented")
 }
 
 // The tenant is the connection's, whatever context a statement comes with.

@@ -150,7 +150,7 @@ func (a *app) auditText(r *pgxtenant.Report) error {
 		if s == "" {
 			return
 		}
-		for line := range strings.Lines(wrap(printable(s), width-4)) {
+		for line := range strings.Lines(wrap(printableLines(s), width-4)) {
 			a.out.line("    %s", strings.TrimRight(line, "\n"))
 		}
 	}

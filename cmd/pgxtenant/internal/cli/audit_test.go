@@ -31,6 +31,12 @@ func TestAuditTellsAndExitsBySeverity(t *testing.T) {
 	require.Zero(t, r.code, r.err)
 	require.Contains(t, r.out, "error: view-past-policy: view public.all_invoices\n    The view reads with the rights of its owner")
 
+	s.ok("tenant", "create", "acme", "--isolation", "schema")
+	s.Exec("alter table tenant_acme.note add by_hand text")
+	text := s.run("audit", "--format", "text").out
+	require.Contains(t, text, "schema-drift: schema tenant_acme\n")
+	require.Regexp(t, `\+ create table note \(\n +id bigint not null,\n +body text,\n +by_hand text\)`, text, "the difference, line by line")
+
 	r = s.run("audit", "--format", "json")
 	r.fails(exitFound)
 	var report pgxtenant.Report

@@ -455,6 +455,26 @@ func TestAuditInEveryMode(t *testing.T) {
 	})
 }
 
+// A connection string that names a tenant makes one of every connection that nothing was bound on.
+func TestAuditFindsATenantInTheConnectionString(t *testing.T) {
+	t.Parallel()
+	d := newAuditedDB(t)
+	for parameter, object := range map[string]string{
+		"app.current_tenant_id=a":            "parameter app.current_tenant_id of Config.Shared",
+		"App.Current_Tenant_ID=a":            "parameter App.Current_Tenant_ID of Config.Shared",
+		"options=-c app.current_tenant_id=a": "parameter options of Config.Shared",
+		"options=-c work_mem=1MB":            "",
+	} {
+		r, err := openDB(t, d.AppURL(parameter)).Audit(context.Background())
+		require.NoError(t, err)
+		if object == "" {
+			require.Empty(t, grave(r.Findings), parameter)
+			continue
+		}
+		require.Equal(t, []string{"setting-preset: " + object}, grave(r.Findings), parameter)
+	}
+}
+
 // With Config.Seal policies are evaluated as a tenant that is signed, and those that ask for no signature are found.
 func TestAuditOfSealedTenants(t *testing.T) {
 	t.Parallel()

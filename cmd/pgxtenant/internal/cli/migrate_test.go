@@ -301,7 +301,7 @@ func TestMigrateOnATerminal(t *testing.T) {
 	fits(t, text)
 	require.Contains(t, text, "Stopping when the tenants that are being worked on are done.")
 	require.Contains(t, strings.Join(strings.Fields(text), " "), "Stopping when the tenants that are being worked on are done. Ctrl-C again cancels them.")
-	require.Regexp(t, `Go on with it by:\n  pgxtenant migrate up --resume up-\S+ --concurrency=1 \\\n    --dir=`, text)
+	require.Regexp(t, `Go on with it by:\n  pgxtenant migrate up --resume up-\S+ --concurrency=1 \\\n *--dir=`, text)
 	term.restored()
 	require.Equal(t, "id body", s.columns("tenant_c"))
 

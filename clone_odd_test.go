@@ -127,9 +127,11 @@ func TestOddTemplatesAreCopiedTrue(t *testing.T) {
 	}
 	want := everySchemaText(t, d, "tpl_")
 	sameText(t, want, everySchemaText(t, d, "tenant_c"))
+	var drops []string
 	for i := range templates {
-		d.Exec(fmt.Sprintf("drop schema tpl_%03d cascade", i))
+		drops = append(drops, fmt.Sprintf("drop schema tpl_%03d cascade", i))
 	}
+	d.Exec(drops...)
 	sameText(t, want, everySchemaText(t, d, "tenant_c")) // they live on without their templates
 }
 

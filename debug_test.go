@@ -275,12 +275,15 @@ func browse(t *testing.T, h http.Handler, target string, args ...string) string 
 	t.Helper()
 	server := httptest.NewServer(h)
 	defer server.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
 	args = append([]string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run",
 		"--disable-background-networking", "--user-data-dir=" + t.TempDir()}, args...)
 	cmd := exec.CommandContext(ctx, browser(t), append(args, server.URL+target)...)
-	cmd.WaitDelay = 10 * time.Second
+	cmd.WaitDelay = time.Minute
+	if len(os.TempDir()) > 40 {
+		cmd.Env = append(os.Environ(), "TMPDIR=/tmp") // its socket's path must be short
+	}
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

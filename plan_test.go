@@ -14,7 +14,8 @@ import (
 func (p *provisioner) psql(plan string) {
 	p.t.Helper()
 	cmd := exec.Command("psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--output=/dev/null", "--dbname="+p.d.OwnerURL())
-	cmd.Env = append(os.Environ(), "PGOPTIONS=-c client_min_messages=warning")
+	cmd.Env = append(os.Environ(), "PGOPTIONS=-c client_min_messages=warning",
+		"LC_ALL=C", "PGCLIENTENCODING=UTF8") // Debian's psql warns of a locale that the machine lacks
 	cmd.Stdin = strings.NewReader(plan)
 	out, err := cmd.CombinedOutput()
 	require.NoError(p.t, err, "%s\n%s", out, plan)

@@ -176,46 +176,54 @@ func TestProvisionedTenantsOfAllKindsAreServedAndRemoved(t *testing.T) {
 // Whatever message is the last one of a process, sent or not, another process completes the call.
 func TestProvisioningSurvivesDeathAtAnyStep(t *testing.T) {
 	t.Parallel()
-	p := newProvisioner(t)
+	for kind, name := range []string{"row", "schema", "database"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newProvisioner(t)
+			p.survivesDeath(p.kinds()[kind])
+		})
+	}
+}
+
+func (p *provisioner) survivesDeath(tenant Tenant) {
+	p.t.Helper()
 	ctx := context.Background()
 	db := p.open(nil)
-	require.NoError(t, db.Registry().Install(ctx))
-	for _, tenant := range p.kinds() {
-		// die runs f in processes of ever longer lives, until one outlives it.
-		die := func(f func(*TenantDB) error, then func()) {
-			for n := int64(1); ; n++ {
-				life := &lifeline{sent: n%2 == 0}
-				life.left.Store(n)
-				mortal := p.open(life)
-				err := f(mortal)
-				mortal.Close()
-				if !life.dead.Load() {
-					require.NoError(t, err)
-					require.Greater(t, n, int64(10), "messages")
-					then()
-					return
-				}
+	require.NoError(p.t, db.Registry().Install(ctx))
+	// die runs f in processes of ever longer lives, until one outlives it.
+	die := func(f func(*TenantDB) error, then func()) {
+		for n := int64(1); ; n++ {
+			life := &lifeline{sent: n%2 == 0}
+			life.left.Store(n)
+			mortal := p.open(life)
+			err := f(mortal)
+			mortal.Close()
+			if !life.dead.Load() {
+				require.NoError(p.t, err)
+				require.Greater(p.t, n, int64(10), "messages")
 				then()
+				return
 			}
+			then()
 		}
-		remove := func() {
-			if err := db.Deprovision(ctx, tenant.ID); !errors.Is(err, ErrTenantNotFound) {
-				require.NoError(t, err)
-			}
-			p.nothingOf(db, tenant.ID)
-		}
-		die(func(mortal *TenantDB) error { return mortal.Provision(ctx, tenant) }, func() {
-			require.NoError(t, db.Provision(ctx, tenant))
-			p.works(db, tenant)
-			remove()
-		})
-		require.NoError(t, db.Provision(ctx, tenant))
-		die(func(mortal *TenantDB) error { return mortal.Deprovision(ctx, tenant.ID) }, func() {
-			remove()
-			require.NoError(t, db.Provision(ctx, tenant))
-		})
-		remove()
 	}
+	remove := func() {
+		if err := db.Deprovision(ctx, tenant.ID); !errors.Is(err, ErrTenantNotFound) {
+			require.NoError(p.t, err)
+		}
+		p.nothingOf(db, tenant.ID)
+	}
+	die(func(mortal *TenantDB) error { return mortal.Provision(ctx, tenant) }, func() {
+		require.NoError(p.t, db.Provision(ctx, tenant))
+		p.works(db, tenant)
+		remove()
+	})
+	require.NoError(p.t, db.Provision(ctx, tenant))
+	die(func(mortal *TenantDB) error { return mortal.Deprovision(ctx, tenant.ID) }, func() {
+		remove()
+		require.NoError(p.t, db.Provision(ctx, tenant))
+	})
+	remove()
 }
 
 // The last message of a process that died may be answered late: it does not remove a tenant made since.

@@ -259,7 +259,7 @@ func TestForEachProgress(t *testing.T) {
 	})
 	require.NoError(t, err)
 	require.Equal(t, n, last)
-	require.Equal(t, int32(2*n), told.Load())
+	require.GreaterOrEqual(t, told.Load(), int32(2*n), "and as time passes")
 	require.Equal(t, int32(DefaultRunConcurrency), most.Load())
 	require.Positive(t, report.Rate)
 	require.Zero(t, report.Left)

@@ -83,7 +83,7 @@ func TestForEachTwoOperators(t *testing.T) {
 				var reports [2]*RunReport
 				for i, db := range dbs {
 					wg.Go(func() {
-						o := ForEachOptions{Name: names[i], Versions: versionsOf(nil), Target: "2", SkipShared: true}
+						o := ForEachOptions{Name: names[i], Versions: versionsOf(nil), Target: "2", SkipShared: true, Lease: patience, Patience: patience}
 						var err error
 						if reports[i], err = db.ForEach(context.Background(), o, a.work(upgrade)); err != nil {
 							t.Error(err)
@@ -113,7 +113,7 @@ func TestForEachBehindAPooler(t *testing.T) {
 	ctx := context.Background()
 	db := fl.throughBouncer(pgtest.PgBouncer(t, fl.d))
 	var placed atomic.Int32
-	report, err := db.ForEach(ctx, ForEachOptions{LockTimeout: 700 * time.Millisecond, StatementTimeout: time.Minute, Concurrency: 8},
+	report, err := db.ForEach(ctx, ForEachOptions{LockTimeout: 700 * time.Millisecond, StatementTimeout: time.Minute, Concurrency: 8, Lease: patience, Patience: patience},
 		func(ctx context.Context, conn *pgx.Conn, tn Tenant) error {
 			for range 3 {
 				var path, lock, statement string
@@ -202,6 +202,7 @@ func slowUpgrade(ctx context.Context, conn *pgx.Conn, t Tenant) error {
 	return err
 }
 
+// killedRun is what is killed; whoever lives through it has more patience, or a slow machine would have it lose its claims.
 func killedRun() ForEachOptions {
 	return ForEachOptions{Name: "killed", Versions: versionsOf(nil), Target: "2", SkipShared: true, Lease: time.Second, Concurrency: 1}
 }
@@ -233,7 +234,9 @@ func TestForEachKilled(t *testing.T) {
 			_ = child.Wait()
 
 			var freed time.Time
-			report, err := db.ForEach(ctx, killedRun(), func(ctx context.Context, conn *pgx.Conn, tn Tenant) error {
+			o := killedRun()
+			o.Lease, o.Patience = patience, patience
+			report, err := db.ForEach(ctx, o, func(ctx context.Context, conn *pgx.Conn, tn Tenant) error {
 				if tn.ID == "t0005" {
 					freed = time.Now()
 					if n := count(t, super, ctx, dead); n > 0 {
@@ -260,7 +263,7 @@ func TestForEachKilledAgainAndAgain(t *testing.T) {
 	bouncer := pgtest.PgBouncer(t, fl.d, "default_pool_size=6").OwnerURL("default_query_exec_mode=exec")
 	ctx := context.Background()
 	o := killedRun()
-	o.Concurrency = 2
+	o.Concurrency, o.Lease, o.Patience = 2, patience, patience
 	var report *RunReport
 	ended := make(chan error, 1)
 	go func() {

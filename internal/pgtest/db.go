@@ -218,7 +218,7 @@ func (s *Server) drop(statements ...string) error {
 // execute runs each statement on its own, on one new connection: a test may have
 // ended or blocked any that was kept.
 func execute(ctx context.Context, url string, statements ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 2*startTimeout)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {

@@ -41,15 +41,17 @@ have_compiler() {
 	command -v "${CC:-gcc}" >/dev/null || command -v clang >/dev/null
 }
 
+may_install() {
+	[ "$(id -u)" = 0 ] || command -v sudo >/dev/null
+}
+
 as_root() {
-	if [ "$(id -u)" = 0 ]; then
-		"$@"
-	elif command -v sudo >/dev/null; then
-		sudo "$@"
-	else
-		echo "deps: neither root nor sudo; as root, run: $*" >&2
-		exit 1
-	fi
+	if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# All else can be tested without.
+warn_of_browser() {
+	echo "deps: found no Chromium to install that starts, so TestDebugPageInABrowser will be skipped; install one, or name it in CHROMIUM" >&2
 }
 
 apt_install() {
@@ -82,6 +84,11 @@ if command -v apt-get >/dev/null; then
 		if grep -qE '^ID(_LIKE)?=.*ubuntu' /etc/os-release; then chrome=1; else missing="$missing chromium"; fi
 	fi
 	[ -n "$missing$chrome" ] || exit 0
+	if ! may_install; then
+		[ -z "$missing" ] || { echo "deps: missing:$missing; here is neither root nor sudo: have root run apt-get install$missing" >&2; exit 1; }
+		warn_of_browser
+		exit 0
+	fi
 	as_root apt-get update -qq
 	if [ -n "$missing" ]; then
 		echo "deps: installing$missing with apt-get"
@@ -89,8 +96,7 @@ if command -v apt-get >/dev/null; then
 		apt_install $missing
 	fi
 	[ -z "$chrome" ] || install_chrome || true
-	# All else can be tested without.
-	have_browser || echo "deps: found no Chromium to install that starts, so TestDebugPageInABrowser will be skipped; install one, or name it in CHROMIUM" >&2
+	have_browser || warn_of_browser
 elif command -v brew >/dev/null; then
 	have_postgres || missing="$missing postgresql@17"
 	have_pgbouncer || missing="$missing pgbouncer"

@@ -119,13 +119,14 @@ type summary struct {
 
 	output map[key]*strings.Builder // of what has not ended yet
 	tests  map[string]int           // tests that failed, by package
+	late   map[string]bool          // packages that go test has ended
 }
 
 // key is a test, or with an empty test a package.
 type key struct{ pkg, test string }
 
 func newSummary(out io.Writer) *summary {
-	return &summary{out: out, output: map[key]*strings.Builder{}, tests: map[string]int{}}
+	return &summary{out: out, output: map[key]*strings.Builder{}, tests: map[string]int{}, late: map[string]bool{}}
 }
 
 // addAll adds the counts of another.
@@ -183,6 +184,9 @@ func (s *summary) add(e event) {
 			s.output[k] = new(strings.Builder)
 		}
 		s.output[k].WriteString(e.Output)
+		if strings.HasPrefix(e.Output, "panic: test timed out after ") {
+			s.late[e.Package] = true
+		}
 	case "build-output":
 		fmt.Fprint(s.out, e.Output)
 	case "pass", "skip", "fail":
@@ -217,6 +221,9 @@ func (s *summary) endPackage(e event) {
 		s.print(key{pkg: e.Package})
 		if s.tests[e.Package] == 0 {
 			s.failed++
+		}
+		if s.late[e.Package] {
+			fmt.Fprintf(s.out, "gotest: %s was ended after %.0f s, go test's -timeout: a test hangs (those above were running), or the machine is too slow or busy for this time\n", e.Package, e.Elapsed)
 		}
 		fmt.Fprintf(s.out, "FAIL  %s  %.1fs\n", e.Package, e.Elapsed)
 	}

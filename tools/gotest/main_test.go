@@ -10,7 +10,7 @@ import (
 )
 
 // runIn runs the tests of modules that hold these files, and returns what is printed.
-func runIn(t *testing.T, files map[string]string) (output string, ok bool) {
+func runIn(t *testing.T, flags string, files map[string]string) (output string, ok bool) {
 	t.Helper()
 	dir := t.TempDir()
 	for name, content := range files {
@@ -24,7 +24,7 @@ func runIn(t *testing.T, files map[string]string) (output string, ok bool) {
 	}
 	cmd := exec.Command(os.Args[0])
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOTEST_MAIN=1", "GOFLAGS=")
+	cmd.Env = append(os.Environ(), "GOTEST_MAIN=1", "GOFLAGS="+flags)
 	out, err := cmd.CombinedOutput()
 	return string(out), err == nil
 }
@@ -50,6 +50,7 @@ func test(body string) string {
 func TestSummary(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
+		flags string
 		files map[string]string
 		last  string
 		ok    bool
@@ -68,6 +69,11 @@ func TestSummary(t *testing.T) {
 		"a panic": {
 			files: map[string]string{"go.mod": module, "a_test.go": test(`func TestA(t *testing.T) { go panic("loud"); time.Sleep(time.Hour) }`)},
 			last:  "0 passed, 1 failed, 0 skipped", says: []string{"panic: loud"},
+		},
+		"a time-out": {
+			flags: "-timeout=1s",
+			files: map[string]string{"go.mod": module, "a_test.go": test(`func TestA(t *testing.T) { time.Sleep(time.Hour) }`)},
+			last:  "0 passed, 1 failed, 0 skipped", says: []string{"test timed out after 1s", "gotest: m was ended after ", "TestA"},
 		},
 		"an exit": {
 			files: map[string]string{"go.mod": module, "a_test.go": test(`func TestA(t *testing.T) { println("last words"); os.Exit(3) }`)},
@@ -100,7 +106,7 @@ func TestSummary(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			output, ok := runIn(t, c.files)
+			output, ok := runIn(t, c.flags, c.files)
 			lines := strings.Split(strings.TrimSuffix(output, "\n"), "\n")
 			if got := lines[len(lines)-1]; got != c.last || ok != c.ok {
 				t.Errorf("ends with %q, ok %v; want %q, ok %v\n%s", got, ok, c.last, c.ok, output)

@@ -86,6 +86,13 @@ var oddTemplatesOf15 = []string{
 	"create table n (x text references outside.country on delete set null (x))",
 }
 
+var oddTemplatesOf18 = []string{
+	"create table a (id int constraint given not null, n int, m int not null no inherit); alter table a add constraint later not null n not valid; alter table a rename column id to key; alter table a rename to b",
+	"create table up (id int constraint given not null, n int not null); create table down (extra int) inherits (up); create table aside (id int constraint own not null, n int not null); alter table aside inherit up",
+	"create table a (x int, twice int generated always as (x * 2) virtual, thrice int generated always as (x * 3) stored)",
+	"create table a (id int4range, during tsrange, primary key (id, during)); create table c (x int check (x > 0) not enforced)",
+}
+
 func TestOddTemplatesAreCopiedTrue(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)
@@ -97,8 +104,12 @@ func TestOddTemplatesAreCopiedTrue(t *testing.T) {
 	})
 	d.Exec("create schema outside", "create table outside.country (code text primary key)", "create sequence outside.seq", "grant usage, create on schema outside to "+ident(d.App))
 	templates := oddTemplates
-	if count(t, d.Connect(d.SuperURL()), ctx, "select current_setting('server_version_num')::int") >= 150000 {
+	version := count(t, d.Connect(d.SuperURL()), ctx, "select current_setting('server_version_num')::int")
+	if version >= 150000 {
 		templates = append(templates, oddTemplatesOf15...)
+	}
+	if version >= 180000 {
+		templates = append(templates, oddTemplatesOf18...)
 	}
 	for i, sql := range templates {
 		template := fmt.Sprintf("tpl_%03d", i)

@@ -31,6 +31,14 @@ type part struct {
 // Left out, as pg_dump does: what is the server's own, such as the version of a column that the minor releases of November
 // 2026 keep among its options as pg_attver.
 
+// notNull is NOT NULL of column a of table c. From PostgreSQL 18 on it is a constraint and has a name, which is another than the
+// default's in a partition, and in a table that was renamed. One that is not yet valid comes later.
+const notNull = `case when a.attnotnull then coalesce((
+		select case when k.convalidated then
+			coalesce(' constraint ' || quote_ident(nullif(k.conname::text, format('%s_%s_not_null', c.relname, a.attname))), '')
+			|| ' not null' || case when k.connoinherit then ' no inherit' else '' end else '' end
+		from pg_constraint k where k.conrelid = c.oid and k.contype = 'n' and k.conkey = array[a.attnum]), ' not null') end`
+
 // describedSchema is what every query below begins with; $1 is the schema. The catalogs have no index by schema, and all tenants' schemas are in
 // them: what is in this one is found by what depends on it, and on that. "offset 0" has it looked up by OID, one after the other, whatever
 // the planner takes their number for.
@@ -137,8 +145,8 @@ var madeParts = []part{
 			(select string_agg(e'\n\t' || line, ',' order by k, n, line) from (
 				select 1 k, a.attnum n, format('%I %s%s%s%s', a.attname, format_type(a.atttypid, a.atttypmod),
 						case when a.attcollation <> y.typcollation then ' collate ' || a.attcollation::regcollation end,
-						case when a.attgenerated = 's' then format(' generated always as (%s) stored', pg_get_expr(d.adbin, d.adrelid)) end,
-						case when a.attnotnull then ' not null' end) line
+						case when a.attgenerated <> '' then format(' generated always as (%s) %s', pg_get_expr(d.adbin, d.adrelid), case a.attgenerated when 's' then 'stored' else 'virtual' end) end,
+						` + notNull + `) line
 					from pg_attribute a join pg_type y on y.oid = a.atttypid left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
 					where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and (a.attislocal or c.relispartition)
 				union all
@@ -203,7 +211,8 @@ var laterParts = []part{
 		from tab c join pg_inherits i on i.inhrelid = c.oid where not c.relispartition and ` + inheritedLater + ` order by 2, i.inhseqno`},
 	{"inherited column", `select 0::oid, c.q || '.' || a.attname, format('alter table only %s alter column %I set not null', c.q, a.attname)
 		from tab c join pg_attribute a on a.attrelid = c.oid
-		where a.attnum > 0 and a.attnotnull and not a.attislocal and not c.relispartition order by 2`},
+		where a.attnum > 0 and a.attnotnull and not a.attislocal and not c.relispartition
+			and not exists (select from pg_constraint k where k.conrelid = c.oid and k.contype = 'n' and k.conkey = array[a.attnum] and not (k.conislocal and k.convalidated)) order by 2`},
 	{"partition", `select 0::oid, c.q, format('alter table only %s attach partition %s %s', i.inhparent::regclass, c.q, pg_get_expr(c.relpartbound, c.oid))
 		from tab c join pg_inherits i on i.inhrelid = c.oid where c.relispartition order by 2, 3`},
 }
@@ -234,7 +243,7 @@ var guardParts = []part{
 			union all select format('set (%s)', string_agg(format('%s = %L', x.option_name, x.option_value), ', ')) from pg_options_to_table(a.attoptions) x where x.option_name <> 'pg_attver' having count(*) > 0) o(sql)
 		where c.relkind in ('r', 'p', 'm') order by 2, 3`},
 	{"unchecked constraint", `select 0::oid, k.conname, format('alter table %s add constraint %I %s', c.q, k.conname, pg_get_constraintdef(k.oid))
-		from tab c join pg_constraint k on k.conrelid = c.oid where k.contype = 'c' and not k.convalidated and k.conislocal order by c.q, 2`},
+		from tab c join pg_constraint k on k.conrelid = c.oid where k.contype in ('c', 'n') and not k.convalidated and k.conislocal order by c.q, 2`},
 	{"index", `select 0::oid, x.q, pg_get_indexdef(x.oid, 0, true)
 		from rel x join pg_index i on i.indexrelid = x.oid join rel c on c.oid = i.indrelid
 		where not exists (select from pg_constraint k where k.conindid = x.oid and k.contype in ('p', 'u', 'x')) and (i.indisvalid or x.relkind = 'I')

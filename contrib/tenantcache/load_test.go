@@ -276,7 +276,8 @@ func TestALoadThatIsOvertakenIsNotKept(t *testing.T) {
 				require.Eventually(t, func() bool { return store.Stats().Overtaken > 0 || name[0] == 'i' }, slow, time.Millisecond)
 				value, _, err = cache.Get(ctx, "k")
 				require.NoError(t, err)
-				require.Contains(t, []string{want, ""}, value, "%s, %s", name, before)
+				// "new" where the hit on what was set was refreshed early, which one in fifty is.
+				require.Contains(t, []string{want, "new", ""}, value, "%s, %s", name, before)
 			}
 		}
 	})

@@ -136,7 +136,7 @@ func TestMigrateGoesOnWithARun(t *testing.T) {
 	s.run("migrate", "runs", "nope").fails(exitFound, `there has been no run "nope"; migrate runs lists them`)
 	s.run("migrate", "up", "--dir", dir, "--resume", name, "--fresh").fails(exitUsage, "--resume goes on with a run, and --fresh gives it up")
 	s.run("migrate", "up", "--dir", dir, "--resume", name).fails(exitFound, "is complete")
-	s.run("migrate", "up", "--dir", dir, "--resume", "nope").fails(exitFound, `there is no run "nope"; none is incomplete`)
+	s.run("migrate", "up", "--dir", dir, "--resume", "nope").fails(exitFound, `there is no run "nope"; none of late is incomplete`)
 	s.run("migrate", "up", "--dir", dir, "--resume", "a", "--name", "b").fails(exitUsage, "name two runs")
 	s.Exec("create view tenant_initech.tag_of_note as select tag from tenant_initech.note")
 	s.run("migrate", "down", "--dir", dir, "--yes", "--name", "back").fails(exitFailed, "cannot drop column tag", "pgxtenant migrate down --resume back --dir="+dir+" --yes\n")

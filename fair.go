@@ -47,8 +47,8 @@ type Limits struct {
 	// StatementTimeout, LockTimeout and IdleInTransactionTimeout are bound with the tenant as
 	// statement_timeout, lock_timeout and idle_in_transaction_session_timeout, in milliseconds, rounded up.
 	// What Tenant.Settings says of one of these goes before. As they are local to the
-	// transaction, they end with it; in one that has failed already, the session's own apply. Each that is
-	// set costs some 10 µs a statement.
+	// transaction, they end with it; in one that has failed already, or has only begun, the session's own apply:
+	// they come with its first statement. Each that is set costs some 10 µs a statement.
 	//
 	// Zero or a negative value means the session's own.
 	StatementTimeout, LockTimeout, IdleInTransactionTimeout time.Duration

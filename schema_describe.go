@@ -204,6 +204,10 @@ var laterParts = []part{
 		from tab c join pg_attribute a on a.attrelid = c.oid and a.attidentity <> ''
 		join pg_depend d on d.refclassid = 'pg_class'::regclass and d.refobjid = c.oid and d.refobjsubid = a.attnum and d.classid = 'pg_class'::regclass and d.deptype = 'i'
 		join pg_class s on s.oid = d.objid and s.relkind = 'S' join pg_sequence q on q.seqrelid = s.oid order by 2, 3`},
+	// Some minor releases, 16.2 for one, make it logged.
+	{"sequence of an unlogged table", `select 0::oid, s.q, format('alter sequence %s set unlogged', s.q)
+		from rel s join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = s.oid and d.refclassid = 'pg_class'::regclass and d.deptype = 'i'
+		where s.relkind = 'S' and s.relpersistence = 'u' order by 2`},
 	{"owner of a sequence", `select 0::oid, s.q, format('alter sequence %s owned by %s.%I', s.q, d.refobjid::regclass, a.attname)
 		from rel s join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = s.oid and d.refclassid = 'pg_class'::regclass and d.deptype = 'a'
 		join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid where s.relkind = 'S' order by 2, 3`},

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/pgxtenant/pgxtenant/internal/freeport"
 )
 
 // startTimeout is how long a server may take for each step: to be made, to accept connections, to stop, to make a
@@ -136,7 +138,7 @@ func (e *localEngine) startOnFreePort(ctx context.Context) (err error) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if e.port, err = freePort(); err != nil {
+		if e.port, err = freeport.Pick(); err != nil {
 			return err
 		}
 		if err = e.start(); err == nil || !strings.Contains(err.Error(), "could not bind") {

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/pgxtenant/pgxtenant/internal/freeport"
 )
 
 // module is what the program of the folder container belongs to.
@@ -51,7 +53,7 @@ func (s *Server) startContainer(ctx context.Context) (err error) {
 		}
 	}
 	s.cert = filepath.Join(dir, "server.crt")
-	port, err := freePort()
+	port, err := freeport.Pick()
 	if err != nil {
 		return err
 	}

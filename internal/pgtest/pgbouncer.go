@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pgxtenant/pgxtenant/internal/freeport"
 )
 
 var errNoPgBouncer = errors.New("pgtest: no PgBouncer to test with; any one of these gives one:\n" +
@@ -65,7 +67,7 @@ func startPgBouncer(sup *supervisor, program string, db *DB, params []string) (p
 	if err != nil {
 		return 0, err
 	}
-	if port, err = freePort(); err != nil {
+	if port, err = freeport.Pick(); err != nil {
 		return 0, err
 	}
 	host, serverPort, err := net.SplitHostPort(db.server.Addr())

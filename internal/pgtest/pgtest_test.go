@@ -273,15 +273,6 @@ func TestPgBouncerTellsWhyItDidNotStart(t *testing.T) {
 	require.NoError(t, sup.close())
 }
 
-func TestPortsStayBelowTheEphemeralRange(t *testing.T) {
-	t.Parallel()
-	for range 100 {
-		port, err := freePort()
-		require.NoError(t, err)
-		require.True(t, port >= 20000 && port < 32000, port)
-	}
-}
-
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	const patience = 2 * time.Minute

@@ -242,23 +242,6 @@ func startPrivate(ctx context.Context) (*Server, error) {
 	return s, nil
 }
 
-// freePort picks a port that nothing listens on. It stays below the range that
-// systems hand to outgoing connections: else one of those could take the port of
-// a stopped server before it is started again.
-func freePort() (int, error) {
-	var err error
-	for range 100 {
-		var b [2]byte
-		_, _ = rand.Read(b[:])
-		port := 20000 + (int(b[0])<<8|int(b[1]))%12000
-		var l net.Listener
-		if l, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
-			return port, l.Close()
-		}
-	}
-	return 0, fmt.Errorf("pgtest: no free port: %w", err)
-}
-
 func withParams(u url.URL, params []string) string {
 	query := u.Query()
 	for _, param := range params {

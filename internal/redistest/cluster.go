@@ -6,11 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"strconv"
 	"strings"
+
+	"github.com/pgxtenant/pgxtenant/internal/freeport"
 )
 
 // startNode starts a server that a cluster can be made of.
@@ -21,35 +22,22 @@ func startNode(ctx context.Context) (*Server, error) {
 	}
 	// Another process may take a port before the server does.
 	for range 5 {
-		var port, busPort string
-		if port, err = freePort(); err == nil {
-			busPort, err = freePort()
+		var port, busPort int
+		if port, err = freeport.Pick(); err == nil {
+			busPort, err = freeport.Pick()
 		}
 		if err != nil {
 			break
 		}
-		s := newServer(dir, net.JoinHostPort("127.0.0.1", port), []string{
-			"--bind", "127.0.0.1", "--port", port, "--cluster-port", busPort, "--cluster-enabled", "yes"})
-		s.busPort = busPort
+		client, bus := strconv.Itoa(port), strconv.Itoa(busPort)
+		s := newServer(dir, net.JoinHostPort("127.0.0.1", client), []string{
+			"--bind", "127.0.0.1", "--port", client, "--cluster-port", bus, "--cluster-enabled", "yes"})
+		s.busPort = bus
 		if err = s.start(ctx); err == nil {
 			return s, nil
 		}
 	}
 	return nil, errors.Join(err, os.RemoveAll(dir))
-}
-
-// freePort picks a port that nothing listens on, below the range that systems hand to outgoing connections: else one
-// of those could take it before a server does, or while one that was killed is not there.
-func freePort() (string, error) {
-	var err error
-	for range 100 {
-		port := strconv.Itoa(20000 + rand.IntN(12000))
-		var l net.Listener
-		if l, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", port)); err == nil {
-			return port, l.Close()
-		}
-	}
-	return "", fmt.Errorf("redistest: no free port: %w", err)
 }
 
 // join makes a cluster of servers that know nothing of each other.

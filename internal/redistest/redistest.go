@@ -21,8 +21,9 @@ import (
 // startTimeout is how long a server, or a cluster, may take until it answers.
 const startTimeout = 2 * time.Minute
 
-// longestDir is how long the folder's name may be: systems take about a hundred bytes for a socket's.
-const longestDir = 90
+// longestParent is how long the name of the folder may be that holds servers' folders: systems take about a hundred bytes for a
+// socket's.
+const longestParent = 70
 
 // supervise kills the server when it reads a line. When the other end of standard input is closed, whatever the
 // reason, it also removes the folder.
@@ -103,12 +104,11 @@ func (s *Server) Close() error {
 }
 
 func newDir() (string, error) {
-	dir, err := os.MkdirTemp("", "redistest-")
-	if err == nil && len(dir) > longestDir {
-		if err = os.Remove(dir); err == nil {
-			dir, err = os.MkdirTemp("/tmp", "redistest-")
-		}
+	parent := os.TempDir()
+	if len(parent) > longestParent {
+		parent = "/tmp"
 	}
+	dir, err := os.MkdirTemp(parent, "redistest-")
 	if err != nil {
 		return "", fmt.Errorf("redistest: %w", err)
 	}

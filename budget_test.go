@@ -252,10 +252,10 @@ func TestBudgetDoesNotThrash(t *testing.T) {
 		for _, direct := range []bool{false, true} {
 			// 4 to 90 mostly, and 140 now and then, as goroutines happen to run; 250 and more where pools take from each other.
 			least := int64(math.MaxInt64)
-			for try := 0; try < 4 && least >= callers*each/8; try++ {
+			for try := 0; try < 6 && least >= callers*each/10; try++ {
 				least = min(least, made(direct, ctxs))
 			}
-			require.Less(t, least, int64(callers*each/8), "%s, direct %v", name, direct)
+			require.Less(t, least, int64(callers*each/10), "%s, direct %v", name, direct)
 		}
 	}
 }

@@ -237,25 +237,38 @@ func TestMigrateWithoutTimeouts(t *testing.T) {
 	require.Equal(t, "0 0", told)
 }
 
+// holding has migrations that call public.wait wait for the test, as long as public.hold has a row, rather than for time to
+// pass. What it returns returns when one does.
+func (s *shop) holding() (atWork func()) {
+	s.Exec("create table public.hold ()", "insert into public.hold default values", `create function public.wait() returns void language plpgsql as $$ begin
+		while exists (select from public.hold) loop perform pg_sleep(0.01); end loop; end $$`)
+	return func() {
+		s.t.Helper()
+		super := s.Connect(s.SuperURL())
+		require.Eventually(s.t, func() bool {
+			var n int
+			err := super.QueryRow(s.t.Context(), "select count(*) from pg_stat_activity where datname = current_database() and query like '%public.wait%' and state = 'active' and pid <> pg_backend_pid()").Scan(&n)
+			return err == nil && n == 1
+		}, patience, 10*time.Millisecond)
+	}
+}
+
 // A terminal that goes away stops a run as Ctrl-C does, however often it says so; what was started to outlive it does.
 func TestMigrateWhenTheTerminalGoes(t *testing.T) {
 	t.Parallel()
 	s := migrating(t, "a", "b", "c")
-	dir := migrations(t, "tenant/00001_tag.sql", "select pg_sleep(0.4); "+addTag)
-	super := s.Connect(s.SuperURL())
+	atWork := s.holding()
+	dir := migrations(t, "tenant/00001_tag.sql", "select public.wait(); "+addTag)
 	hangup := func(cmd *exec.Cmd) (string, int) {
 		var out bytes.Buffer
 		cmd.Stderr = &out
 		require.NoError(t, cmd.Start())
-		require.Eventually(t, func() bool {
-			var at int
-			err := super.QueryRow(t.Context(), "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'").Scan(&at)
-			return err == nil && at > 0
-		}, 20*time.Second, 5*time.Millisecond)
+		atWork()
 		for range 2 {
 			require.NoError(t, cmd.Process.Signal(syscall.SIGHUP))
 			time.Sleep(20 * time.Millisecond) // or the second one is lost
 		}
+		s.Exec("delete from public.hold")
 		_ = cmd.Wait()
 		return out.String(), cmd.ProcessState.ExitCode()
 	}
@@ -265,6 +278,7 @@ func TestMigrateWhenTheTerminalGoes(t *testing.T) {
 	require.Contains(t, out, "pgxtenant migrate up --resume x")
 	require.Equal(t, []string{"id body tag", "id body", "id body"}, []string{s.columns("tenant_a"), s.columns("tenant_b"), s.columns("tenant_c")})
 
+	s.Exec("insert into public.hold default values")
 	cmd := program(t, t.Context(), s.env, args...)
 	cmd.Args = append([]string{"sh", "-c", `trap "" HUP; exec "$0" "$@"`, cmd.Path}, cmd.Args[1:]...)
 	cmd.Path = "/bin/sh"
@@ -277,18 +291,7 @@ func TestMigrateWhenTheTerminalGoes(t *testing.T) {
 func TestMigrateOnATerminal(t *testing.T) {
 	t.Parallel()
 	s := migrating(t, "a", "b", "c")
-	// Migrations wait for the test, which sees them wait, rather than for time to pass.
-	s.Exec("create table public.hold ()", "insert into public.hold default values", `create function public.wait() returns void language plpgsql as $$ begin
-		while exists (select from public.hold) loop perform pg_sleep(0.01); end loop; end $$`)
-	atWork := func() {
-		t.Helper()
-		super := s.Connect(s.SuperURL())
-		require.Eventually(t, func() bool {
-			var n int
-			err := super.QueryRow(t.Context(), "select count(*) from pg_stat_activity where datname = current_database() and query like '%public.wait%' and state = 'active' and pid <> pg_backend_pid()").Scan(&n)
-			return err == nil && n == 1
-		}, patience, 10*time.Millisecond)
-	}
+	atWork := s.holding()
 	dir := migrations(t, "tenant/00001_tag.sql", "select public.wait(); "+addTag)
 	term := onScreen(t, s.env, "migrate", "up", "--dir", dir, "--concurrency", "1", "--skip-templates")
 	fits(t, term.until("of 3"))

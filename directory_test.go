@@ -230,29 +230,28 @@ func TestChangesReachOtherProcesses(t *testing.T) {
 	require.ErrorIs(t, err, ErrTenantNotFound)
 	_, err = b.ByAlias(ctx, "x.example.com")
 	require.ErrorIs(t, err, ErrTenantNotFound)
-	// Without being told it would know nothing for an hour.
-	seen := func(what string, want func() bool) { t.Helper(); eventually(t, what, want) }
+	// Without being told b would know nothing for an hour.
 	status := func(want Status) func() bool {
 		return func() bool { t, err := b.Lookup(ctx, "x"); return err == nil && t.Status == want }
 	}
 	create(t, a, Record{Tenant: Tenant{ID: "x"}, Aliases: []string{"x.example.com"}})
-	seen("created", status(StatusActive))
-	seen("alias", func() bool { _, err := b.ByAlias(ctx, "x.example.com"); return err == nil })
+	eventually(t, "created", status(StatusActive))
+	eventually(t, "alias", func() bool { _, err := b.ByAlias(ctx, "x.example.com"); return err == nil })
 	require.NoError(t, a.Suspend(ctx, "x"))
-	seen("suspended", status(StatusSuspended))
+	eventually(t, "suspended", status(StatusSuspended))
 	require.NoError(t, a.MakeReadOnly(ctx, "x"))
-	seen("read-only", status(StatusReadOnly))
+	eventually(t, "read-only", status(StatusReadOnly))
 	require.NoError(t, a.Resume(ctx, "x"))
-	seen("resumed", status(StatusActive))
+	eventually(t, "resumed", status(StatusActive))
 	d.Exec("update pgxtenant.tenant set status = 'suspended'") // by hand
-	seen("by hand", status(StatusSuspended))
+	eventually(t, "by hand", status(StatusSuspended))
 	d.Exec("insert into pgxtenant.tenant (id, plan, isolation, schema, holds, conn, server, status, settings) select 'bulk'||i, '', 'row', '', '', '', '', 'active', '{}' from generate_series(1, 500) i",
 		"update pgxtenant.tenant set status = 'active'")
-	seen("in bulk", status(StatusActive))
+	eventually(t, "in bulk", status(StatusActive))
 	require.NoError(t, a.Delete(ctx, "x"))
-	seen("deleted", func() bool { _, err := b.ByAlias(ctx, "x.example.com"); return errors.Is(err, ErrTenantNotFound) })
+	eventually(t, "deleted", func() bool { _, err := b.ByAlias(ctx, "x.example.com"); return errors.Is(err, ErrTenantNotFound) })
 	d.Exec("truncate pgxtenant.tenant cascade")
-	seen("truncated", func() bool { _, err := b.Lookup(ctx, "bulk1"); return errors.Is(err, ErrTenantNotFound) })
+	eventually(t, "truncated", func() bool { _, err := b.Lookup(ctx, "bulk1"); return errors.Is(err, ErrTenantNotFound) })
 }
 
 func TestALostListenerComesBackAndForgetsWhatItMayHaveMissed(t *testing.T) {

@@ -104,8 +104,10 @@ func (db *TenantDB) placeable(r *Record) error {
 	case r.ConnString != "" && r.Server != "":
 		return fmt.Errorf("%w: OnServer makes a database, and its ConnString leads to one already", ErrInvalidTenant)
 	}
-	if r.Isolation == IsolationSchema && db.config.Template != "" && r.Tenant.schema() == db.config.Template {
-		return fmt.Errorf("%w: schema %q is the template", ErrWrongTenant, db.config.Template)
+	if r.Isolation == IsolationSchema {
+		if err := notTemplate(r.Tenant.schema(), db.config.Template); err != nil {
+			return err
+		}
 	}
 	if r.Isolation == IsolationDatabase && r.ConnString == "" {
 		if r.Server == "" && len(db.servers) == 1 {

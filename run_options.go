@@ -66,13 +66,15 @@ func (o ForEachOptions) validate() error {
 			fail("Isolations has an unknown isolation %v", i)
 		}
 	}
-	for i, ids := range [][]string{o.IDs, o.Canaries} {
+	valid := func(field string, ids []string) {
 		for _, id := range ids {
 			if err := ValidateID(id); err != nil {
-				fail("%s has %q: %w", []string{"IDs", "Canaries"}[i], clip(id), err)
+				fail("%s has %q: %w", field, clip(id), err)
 			}
 		}
 	}
+	valid("IDs", o.IDs)
+	valid("Canaries", o.Canaries)
 	if !(o.Percent >= 0 && o.Percent <= 100) { // nor is NaN
 		fail("Percent is %v; want 0 to 100", o.Percent)
 	}

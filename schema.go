@@ -465,6 +465,14 @@ func (f foundSchema) own(tenantID, schema string) error {
 	return nil
 }
 
+// notTemplate refuses a tenant's schema that is the template of all others.
+func notTemplate(schema, template string) error {
+	if schema == template {
+		return fmt.Errorf("%w: schema %q is the template", ErrWrongTenant, schema)
+	}
+	return nil
+}
+
 // locked runs f in a transaction while no other process does anything for a schema of that name. An empty name
 // is that of the tenant's schema: the one it has, or else SchemaName(tenantID).
 func (m *SchemaManager) locked(ctx context.Context, op, tenantID, schema string, f func(tx pgx.Tx, schema string) error) (err error) {
@@ -479,8 +487,10 @@ func (m *SchemaManager) locked(ctx context.Context, op, tenantID, schema string,
 	if err := validSchema(orDefault(schema, SchemaName(tenantID))); err != nil {
 		return fmt.Errorf("pgxtenant: schema name %q: %w", clip(schema), err)
 	}
-	if schema == m.o.Template && op != "stock schema" {
-		return fmt.Errorf("%w: schema %q is the template", ErrWrongTenant, schema)
+	if op != "stock schema" {
+		if err := notTemplate(schema, m.o.Template); err != nil {
+			return err
+		}
 	}
 	on := beginner(m.admin)
 	if m.plan != nil {

@@ -2,8 +2,6 @@ package pgtest
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"testing"
 )
 
@@ -17,7 +15,7 @@ type Example struct {
 func (e *Example) Helper()                  {}
 func (e *Example) Context() context.Context { return context.Background() }
 func (e *Example) Cleanup(f func())         { e.cleanups = append(e.cleanups, f) }
-func (e *Example) Fatal(args ...any)        { panic(errors.New(fmt.Sprint(args...))) }
+func (e *Example) Fatal(args ...any)        { panics{}.Fatal(args...) }
 
 // End ends the example.
 func (e *Example) End() {
